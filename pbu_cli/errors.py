@@ -1,0 +1,36 @@
+"""What can go wrong, one class per exit code.
+
+A message is one line: what is wrong, what was expected, what was found, what to do next.
+"""
+
+from __future__ import annotations
+
+
+class PbuError(Exception):
+    """Failed at run time: exit code 1. Base of every error that pbu raises on purpose."""
+
+    exit_code = 1
+
+
+class InvalidUsage(PbuError):
+    """A flag or a combination of flags that cannot be carried out: exit code 2."""
+
+    exit_code = 2
+
+
+class CheckpointError(PbuError):
+    """A checkpoint, Fisher file or architecture that cannot be used: exit code 3."""
+
+    exit_code = 3
+
+
+class ImageError(PbuError):
+    """Images that cannot be used, or that contradict the label: exit code 4."""
+
+    exit_code = 4
+
+
+class CriterionNotMet(PbuError):
+    """The work finished, but a required criterion does not hold: exit code 5."""
+
+    exit_code = 5
