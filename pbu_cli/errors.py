@@ -34,3 +34,19 @@ class CriterionNotMet(PbuError):
     """The work finished, but a required criterion does not hold: exit code 5."""
 
     exit_code = 5
+
+
+def printable(text: object, limit: int = 300) -> str:
+    r"""Text from outside as one harmless line: control characters escaped, length bounded.
+
+    File names, tensor names and metadata come from strangers; a terminal escape in one of them
+    must not reach the terminal.
+
+    >>> printable("weights\x1b[2J\n.pt")
+    'weights\\x1b[2J\\n.pt'
+    """
+    shown = "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "backslashreplace").decode()
+        for char in str(text)
+    )
+    return shown if len(shown) <= limit else shown[: limit - 3] + "..."

@@ -1,0 +1,57 @@
+# pbu for GPU hosts.
+#   docker build -t pbu .
+#   docker run --rm --gpus all --user "$(id -u):$(id -g)" --volume "$PWD:/work" pbu \
+#       unlearn model.safetensors --forget class8
+# Checkpoint and images are mounts, never part of the image. With --user the outputs belong to the
+# caller, whatever the uid: nothing is written but in /work and /tmp.
+
+# Any image with Python >= 3.11, venv and pip. The default carries no CUDA, because torch's wheels
+# bring their own CUDA libraries and the NVIDIA container toolkit brings the host's driver:
+# nvidia/cuda:*-base would be twice as large, adds a libcudart that nothing loads, and no Python.
+ARG BASE=python:3.13-slim-trixie
+
+# Dependencies have a stage, and below a layer, of their own: a change in pbu_cli/ rebuilds and
+# ships kilobytes, not gigabytes. Two things are done to them:
+# - triton (1 GB) goes: it only compiles kernels on the spot, with a C compiler that is not here.
+# - Bytecode is compiled now, since a non-root user cannot keep it later and would wait for it at
+#   every start; unchecked, since COPY may change time stamps. A package or two ships a file for
+#   another Python version, which does not compile and is not ours to mend: hence the `|| true`.
+FROM ${BASE} AS dependencies
+WORKDIR /build
+COPY pyproject.toml .
+RUN python3 -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*project['dependencies'], sep='\n')" > requirements.txt \
+    && python3 -m venv --without-pip /opt/pbu \
+    && python3 -m pip --python /opt/pbu/bin/python install --no-cache-dir --no-compile -r requirements.txt \
+    && python3 -m pip --python /opt/pbu/bin/python uninstall --yes triton \
+    && { python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/pbu/lib || true; }
+
+FROM ${BASE} AS wheel
+WORKDIR /build
+COPY . .
+RUN python3 -m pip wheel --no-cache-dir --no-deps --wheel-dir /dist .
+
+FROM ${BASE}
+LABEL org.opencontainers.image.title="pbu" \
+      org.opencontainers.image.description="Make a trained classifier forget a class, from its checkpoint and the images of that class alone" \
+      org.opencontainers.image.licenses="Apache-2.0"
+# HOME and USER: so that libraries find a cache folder and a name for a uid without a passwd entry.
+# No bytecode at run time: it would land beside the user's own --arch FILE.py.
+ENV HOME=/tmp \
+    USER=pbu \
+    PYTHONDONTWRITEBYTECODE=1 \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+# The python images come without bytecode for the standard library: the same wait, the same cure.
+RUN useradd --uid 10001 --user-group --no-create-home --home-dir /tmp pbu \
+    && install --directory --mode 1777 /work \
+    && python3 -m compileall -q -j 0 -x packages/ "$(python3 -c 'import os; print(os.path.dirname(os.__file__))')"
+COPY --from=dependencies /opt/pbu /opt/pbu
+RUN --mount=type=bind,from=wheel,source=/dist,target=/dist \
+    python3 -m pip --python /opt/pbu/bin/python install --no-cache-dir --no-deps /dist/*.whl
+ENV PATH=/opt/pbu/bin:$PATH
+USER 10001:10001
+WORKDIR /work
+# As process 1 Python ignores SIGTERM, which has no handler, but not SIGINT, which has one.
+STOPSIGNAL SIGINT
+ENTRYPOINT ["pbu"]
+CMD ["--help"]

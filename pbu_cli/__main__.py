@@ -1,0 +1,69 @@
+"""`pbu` and `python -m pbu_cli`: run the command line; every error becomes one line and a code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType
+
+
+def main() -> None:
+    """Run the command line and exit with the documented code."""
+    signal.signal(signal.SIGTERM, _terminated)
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """The exit code of one command line; errors are printed as one line on stderr."""
+    from pbu_cli.cli import app
+    from pbu_cli.errors import PbuError
+
+    try:
+        code = app(arguments, prog_name="pbu", standalone_mode=False)
+    except PbuError as error:
+        return _failed(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _failed("interrupted; nothing was written", 130)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 1
+    except BrokenPipeError:
+        # The reader has gone; without this Python would complain while it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        show = getattr(error, "show", None)
+        if show is not None:  # typer's own: a usage error, which knows how to print itself
+            show()
+            return int(getattr(error, "exit_code", 2))
+        if type(error).__name__ == "Abort":
+            return 130
+        if os.environ.get("PBU_TRACEBACK"):
+            raise
+        return _failed(_unforeseen(error), 1)
+    return code if isinstance(code, int) else 0
+
+
+def _failed(message: str, code: int) -> int:
+    from pbu_cli.console import error_line
+
+    error_line(message)
+    return code
+
+
+def _unforeseen(error: Exception) -> str:
+    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+        return "out of memory; lower --batch-size, or use --device cpu"
+    first = str(error).strip().partition("\n")[0]
+    return (
+        f"{type(error).__name__}: {first}; this was not foreseen: run again with PBU_TRACEBACK=1"
+        " and report it"
+    )
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)
+
+
+if __name__ == "__main__":
+    main()

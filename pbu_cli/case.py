@@ -1,0 +1,278 @@
+"""A case: the network, the forget images and everything inferred from them, ready to work on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from pbu_cli import images as pictures
+from pbu_cli.checkpoint import Checkpoint, read
+from pbu_cli.description import Description, describe
+from pbu_cli.errors import CheckpointError, InvalidUsage, PbuError
+from pbu_cli.evidence import (
+    Label,
+    label_from_name,
+    parse_label,
+    rank_normalisations,
+    settle_label,
+)
+from pbu_cli.images import Group, Images
+from pbu_cli.logits import logits
+from pbu_cli.network import Network, load_network
+from pbu_cli.settings import Preprocessing
+
+OWN_SIZE_UP_TO = 96  # pixels; images of one size up to this were trained on as they are
+USUAL_SIZE = 224
+USUAL_SIZES = {"inception_v3": 299}
+
+Note = Callable[[str, str, str], None]  # what was inferred, its value, the evidence
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the user said about network and images; None or empty is for pbu to infer."""
+
+    arch: str | None = None
+    labels: tuple[str, ...] = ()
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    size: tuple[int, int] | None = None
+    channels: int | None = None
+    device: str = "auto"
+    batch_size: int = 256
+    skip_bad: bool = False
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A checkpoint, what is written about it, and its network on the device."""
+
+    checkpoint: Checkpoint
+    description: Description
+    network: Network
+    device: torch.device
+
+    def class_name(self, index: int) -> str:
+        names = self.description.label_names
+        return f"{index} {names[index]}" if names and index < len(names) else str(index)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A subject with its forget images.
+
+    images: uint8 pixels on the CPU. image_labels: int64 [n]. labels: one per group of images.
+    answers: the subject's logits on the images, float32 [n, c], on the device.
+    """
+
+    subject: Subject
+    preprocessing: Preprocessing
+    images: Images
+    image_labels: Tensor
+    labels: tuple[Label, ...]
+    answers: Tensor
+
+    @property
+    def forgotten(self) -> Tensor:
+        """bool [c], true for the classes to forget; on the device."""
+        mask = torch.zeros(self.subject.network.num_classes, dtype=torch.bool)
+        mask[self.image_labels] = True
+        return mask.to(self.subject.device)
+
+
+def load_subject(path: Path, wanted: Wanted, note: Note) -> Subject:
+    """Read a checkpoint and build its network; see `load_network` for the errors."""
+    checkpoint = read(path)
+    description = describe(path, checkpoint.metadata)
+    network = load_network(checkpoint, wanted.arch, description)
+    names = description.label_names
+    if names is not None and len(names) != network.num_classes:
+        raise CheckpointError(
+            f"{description.source}: {len(names)} label_names for {network.num_classes} classes;"
+            " mend it or move it away"
+        )
+    note("architecture", network.name, network.source)
+    device = choose_device(wanted.device)
+    network.module.to(device)
+    return Subject(checkpoint, description, network, device)
+
+
+def assemble(
+    subject: Subject,
+    sources: Sequence[str],
+    wanted: Wanted,
+    note: Note,
+    *,
+    stdin: BinaryIO | None = None,
+    binding: bool = True,
+    decoding: Callable[[int], None] | None = None,
+) -> Case:
+    """List and decode the forget images and settle what was not said: size, channels, labels and
+    normalisation. `note` hears of each with its evidence.
+
+    With `binding` the network's answers have to agree with the folders' names. An evaluation is
+    not bound, since its network may have forgotten these images; if its metadata say that it has,
+    they tell the label and its answers do not.
+    """
+    network = subject.network
+    groups, named = _by_class(pictures.list_groups(sources, stdin), wanted, subject)
+    size = _size(groups, wanted, subject, note)
+    channels = wanted.channels or network.channels
+    images = pictures.decode(
+        groups, channels=channels, size=size, skip_bad=wanted.skip_bad, progress=decoding
+    )
+    given = _given_labels(wanted, groups, subject)
+    known = [n if g is None else g for g, n in zip(given, named, strict=True)]
+    preprocessing = settle_preprocessing(subject, images, known, wanted, note)
+    forgot = () if binding else subject.description.forgotten
+    if len(forgot) == 1:
+        named = [forgot[0] if label is None else label for label in named]
+    answers = logits(network.module, images.pixels, preprocessing, wanted.batch_size)
+    best = answers.argmax(dim=1).cpu()
+    labels = tuple(
+        settle_label(
+            group.name,
+            given[k],
+            named[k],
+            best[images.group == k],
+            binding=binding,
+            remembers=not forgot,
+        )
+        for k, group in enumerate(groups)
+    )
+    for label in {label.index: label for label in labels}.values():
+        note("label", subject.class_name(label.index), label.source)
+    per_image = torch.tensor([label.index for label in labels])[images.group]
+    return Case(subject, preprocessing, images, per_image, labels, answers)
+
+
+def settle_preprocessing(
+    subject: Subject,
+    images: Images,
+    labels: Sequence[int | None],
+    wanted: Wanted,
+    note: Note,
+) -> Preprocessing:
+    """Mean and std from the flags, else config or metadata, else the images' own evidence."""
+    channels = images.pixels.shape[1]
+    size = (images.pixels.shape[2], images.pixels.shape[3])
+    description = subject.description
+    if (wanted.mean is None) != (wanted.std is None):
+        raise InvalidUsage("--mean and --std: got one of them; expected both, or neither")
+    for mean, std, source in (
+        (wanted.mean, wanted.std, "--mean, --std"),
+        (description.mean, description.std, description.source),
+    ):
+        if mean is None or std is None:
+            continue
+        if len(mean) not in (1, channels) or len(std) not in (1, channels):
+            raise InvalidUsage(
+                f"{source}: {len(mean)} and {len(std)} numbers; expected {channels}, one a channel"
+            )
+        settled = Preprocessing(size, *(v * (channels // len(v)) for v in (mean, std)))
+        note("normalisation", _mean_and_std(settled), source)
+        return settled
+    ranking = rank_normalisations(subject.network.module, images.pixels, images.group, labels)
+    best, second = ranking[0], ranking[1]
+    note(
+        "normalisation",
+        f"{best.name}: {_mean_and_std(best.preprocessing)}",
+        f"{best.recognised:.1f} % of the images recognised, BatchNorm mismatch"
+        f" {best.mismatch:.3f}; next {second.name}: {second.recognised:.1f} %,"
+        f" {second.mismatch:.3f}",
+    )
+    return best.preprocessing
+
+
+def choose_device(wanted: str) -> torch.device:
+    """`auto` is CUDA, then MPS, then the CPU. Raises PbuError where the device is not there."""
+    mps = torch.backends.mps.is_available()
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
+    try:
+        device = torch.device(wanted)
+    except RuntimeError:
+        raise InvalidUsage(f"--device {wanted}: expected auto, cpu, cuda, cuda:N or mps") from None
+    count = torch.cuda.device_count() if device.type == "cuda" else int(mps)
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise InvalidUsage(f"--device {wanted}: expected auto, cpu, cuda, cuda:N or mps")
+    if device.type != "cpu" and (device.index or 0) >= count:
+        raise PbuError(
+            f"--device {wanted}: torch {torch.__version__} sees {count} such devices here; use"
+            " --device cpu, or a torch and a driver that see it"
+        )
+    return device
+
+
+def _by_class(
+    groups: Sequence[Group], wanted: Wanted, subject: Subject
+) -> tuple[tuple[Group, ...], list[int | None]]:
+    """The groups of images that share a label, and the label that each one's name gives.
+
+    A folder that names no class itself may be a folder of class folders; names of subfolders are
+    read strictly, since `part1` and `batch2` are common and no classes.
+    """
+    names, classes = subject.description.label_names, subject.network.num_classes
+    found: list[tuple[Group, int | None]] = []
+    for group in groups:
+        label = label_from_name(group.name, names, classes)
+        if wanted.labels or label is not None:
+            found.append((group, label))
+            continue
+        found += [
+            (inner, label_from_name(inner.name, names, classes, strict=True))
+            for inner in pictures.split_by_subfolder(group)
+        ]
+    return tuple(group for group, _ in found), [label for _, label in found]
+
+
+def _given_labels(wanted: Wanted, groups: Sequence[Group], subject: Subject) -> list[int | None]:
+    """`--label` once for all groups, or once for each --forget; None where it was not given."""
+    if not wanted.labels:
+        return [None] * len(groups)
+    if len(wanted.labels) not in (1, len(groups)):
+        raise InvalidUsage(
+            f"--label given {len(wanted.labels)} times for {len(groups)} --forget; expected once,"
+            " or once for each"
+        )
+    names, classes = subject.description.label_names, subject.network.num_classes
+    labels: list[int | None] = [
+        parse_label(text, "--label", names, classes) for text in wanted.labels
+    ]
+    return labels * (len(groups) // len(labels))
+
+
+def _size(groups: Sequence[Group], wanted: Wanted, subject: Subject, note: Note) -> tuple[int, int]:
+    """(height, width) from --size, the network's one size, config or metadata, or the images."""
+    network, description = subject.network, subject.description
+    fixed = None if network.image_size is None else (network.image_size, network.image_size)
+    if wanted.size is not None:
+        size, source = wanted.size, "--size"
+    elif fixed is not None:
+        size, source = fixed, f"the one size {network.builder} takes"
+    elif description.size is not None:
+        size, source = description.size, description.source
+    else:
+        own = pictures.common_size(groups)
+        if own is not None and max(own) <= OWN_SIZE_UP_TO:
+            size, source = own, "the images' own size, the same for all"
+        else:
+            usual = USUAL_SIZES.get(network.builder or "", USUAL_SIZE)
+            size, source = (usual, usual), "the usual size; images are resized and cropped to it"
+    if fixed is not None and size != fixed:
+        raise InvalidUsage(
+            f"{source}: {size[0]}x{size[1]}; {network.builder} of this checkpoint takes only"
+            f" {fixed[0]}x{fixed[1]}"
+        )
+    note("input size", f"{size[0]}x{size[1]}", source)
+    return size
+
+
+def _mean_and_std(preprocessing: Preprocessing) -> str:
+    mean, std = preprocessing.mean, preprocessing.std
+    return f"mean {','.join(f'{m:g}' for m in mean)} std {','.join(f'{s:.4g}' for s in std)}"

@@ -1,0 +1,652 @@
+"""The command line: parse, call, render. The only importer of typer.
+
+torch is imported inside the commands, so that `--help` and usage errors answer at once.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pbu_cli import __version__
+from pbu_cli.errors import CriterionNotMet, InvalidUsage, printable
+from pbu_cli.settings import FORGOTTEN, SCHEMA, Estimator, Schedule, Weights
+
+if TYPE_CHECKING:
+    from pbu_cli.case import Case, Wanted
+    from pbu_cli.console import Screen
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+NETWORK, IMAGES, OUTPUT = "Network", "Images", "Output"
+
+Checkpoint = Annotated[
+    Path, typer.Argument(metavar="CHECKPOINT", help="A .safetensors, .pt, .pth or .th file.")
+]
+Forget = Annotated[
+    list[str],
+    typer.Option(
+        metavar="DIR",
+        help="Folder of images of the class to forget; again for another class; - reads paths"
+        " from stdin.",
+        rich_help_panel=IMAGES,
+    ),
+]
+Arch = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|FILE.py:FUNCTION|pkg.mod:FUNCTION",
+        help="torchvision classifier, or a function that returns the module.",
+        show_default="from config.json, metadata or the tensors",
+        rich_help_panel=NETWORK,
+    ),
+]
+LabelFlag = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="CLASS",
+        help="Class to forget, index or name; once, or once for each --forget.",
+        show_default="from the folder's name or the model",
+        rich_help_panel=IMAGES,
+    ),
+]
+Mean = Annotated[
+    str | None,
+    typer.Option(
+        metavar="M,M,M",
+        help="Mean per channel, of pixels in [0, 1].",
+        show_default="from config, metadata or the images",
+        rich_help_panel=IMAGES,
+    ),
+]
+Std = Annotated[
+    str | None,
+    typer.Option(
+        metavar="S,S,S",
+        help="Standard deviation per channel.",
+        show_default="as --mean",
+        rich_help_panel=IMAGES,
+    ),
+]
+Size = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N|HxW",
+        help="Input size in pixels.",
+        show_default="from config, metadata or the images",
+        rich_help_panel=IMAGES,
+    ),
+]
+Channels = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=4,
+        help="Image channels.",
+        show_default="the network's",
+        rich_help_panel=IMAGES,
+    ),
+]
+SkipBad = Annotated[
+    bool,
+    typer.Option(
+        "--skip-bad",
+        help="Go on without unreadable images, and count them.",
+        rich_help_panel=IMAGES,
+    ),
+]
+Device = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|cpu|cuda|cuda:N|mps",
+        help="auto: CUDA, then MPS, then CPU.",
+        rich_help_panel=NETWORK,
+    ),
+]
+BatchSize = Annotated[
+    int, typer.Option(min=1, help="Images per forward pass.", rich_help_panel=NETWORK)
+]
+Seed = Annotated[int, typer.Option(help="Order of the images, and random draws.")]
+Layers = Annotated[
+    str,
+    typer.Option(
+        metavar="last|head|all|REGEX",
+        help="Which parameters: last stage and head, head, all, or a pattern in their names.",
+    ),
+]
+EstimatorFlag = Annotated[
+    Estimator,
+    typer.Option(
+        help="Fisher diagonal: of the labels, of the model's own answers, or drawn from them."
+    ),
+]
+Draws = Annotated[int, typer.Option(min=1, help="Draws per image of --estimator mc.")]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FILE.safetensors",
+        help="Where to write.",
+        show_default="beside the checkpoint",
+        rich_help_panel=OUTPUT,
+    ),
+]
+Force = Annotated[
+    bool, typer.Option("--force", help="Replace an existing output.", rich_help_panel=OUTPUT)
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="One JSON document on stdout.", rich_help_panel=OUTPUT)
+]
+Quiet = Annotated[
+    bool,
+    typer.Option("--quiet", "-q", help="No progress and no notes.", rich_help_panel=OUTPUT),
+]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", help="Infer, check and report; write nothing.", rich_help_panel=OUTPUT
+    ),
+]
+Require = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="A_Df<=X|A_Dr>=X",
+        help="Exit with 5 where this does not hold; may be repeated.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"pbu {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def top(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Make a trained classifier forget a class, from its checkpoint and the images of that class
+    alone. Exit codes: 0 done, 1 failed, 2 usage, 3 checkpoint, 4 images, 5 criterion not met."""
+
+
+@app.command()
+def fisher(
+    checkpoint: Checkpoint,
+    forget: Forget,
+    output: Output = None,
+    estimator: EstimatorFlag = "empirical",
+    draws: Draws = 1,
+    layers: Layers = "all",
+    arch: Arch = None,
+    device: Device = "auto",
+    batch_size: BatchSize = 256,
+    label: LabelFlag = None,
+    mean: Mean = None,
+    std: Std = None,
+    size: Size = None,
+    channels: Channels = None,
+    skip_bad: SkipBad = False,
+    seed: Seed = 0,
+    force: Force = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure the Fisher diagonal of the forget images and write it to a file."""
+    from pbu_cli.checkpoint import check_output
+    from pbu_cli.commands import measure_fisher, timed
+    from pbu_cli.fisher_file import write_fisher
+    from pbu_cli.stages import trained_parameters
+
+    screen, log = _screen(as_json, quiet)
+    wanted = _wanted(arch, label, mean, std, size, channels, device, batch_size, skip_bad)
+    place = output or checkpoint.with_suffix(".fisher.safetensors")
+    lap = timed()
+    case = _case(checkpoint, forget, wanted, log, screen)
+    names, _ = trained_parameters(case.subject.network.module, case.subject.network.builder, layers)
+    shapes = case.subject.checkpoint.shapes
+    count = sum(_product(shapes[name]) for name in names)
+    check_output(place, force=force, sources=(checkpoint,), size=4 * count)
+    if dry_run:
+        _finish_dry(screen, log, "fisher", place)
+        return
+    loading = lap()
+    images = len(case.images.pixels)
+    with screen.progress("Fisher", images) as bar:
+        diagonal = measure_fisher(
+            case, names, estimator, draws=draws, seed=seed, done=lambda n: bar(n, "")
+        )
+    measuring = lap()
+    write_fisher(place, case, diagonal, estimator, draws, seed)
+    total = sum(value.double().sum().item() for value in diagonal.values())
+    blocks: dict[str, list[str]] = {}
+    for name in names:
+        blocks.setdefault(".".join(name.split(".")[:-1][:2]) or name, []).append(name)
+    rows = [
+        _block_row(block, [diagonal[n] for n in inner], total) for block, inner in blocks.items()
+    ]
+    screen.table(
+        f"Fisher diagonal, {estimator}, summed over {images} forget images",
+        ("block", "parameters", "sum", "mean", "share %"),
+        rows,
+        f"{count:,} parameters; loaded in {loading:.1f} s, measured in {measuring:.1f} s",
+    )
+    screen.line(f"wrote {place}")
+    screen.document(
+        {
+            **_heading("fisher", log),
+            "output": str(place),
+            "estimator": estimator,
+            "images": images,
+            "parameters": count,
+            "trace": total,
+            "seconds": {"load": loading, "fisher": measuring},
+        }
+    )
+
+
+@app.command()
+def unlearn(
+    checkpoint: Checkpoint,
+    forget: Forget,
+    output: Output = None,
+    alpha: Annotated[float, typer.Option(min=0, help="Weight of forgetting.")] = Weights.alpha,
+    beta: Annotated[
+        float, typer.Option(min=0, help="Weight of the Fisher-weighted distance.")
+    ] = Weights.beta,
+    gamma: Annotated[
+        float, typer.Option(min=0, help="Weight of the squared distance.")
+    ] = Weights.gamma,
+    delta: Annotated[
+        float,
+        typer.Option(min=0, help="Weight of stable answers; 0 is the paper's objective."),
+    ] = Weights.delta,
+    steps: Annotated[int, typer.Option(min=1, help="Steps at most.")] = Schedule.steps,
+    layers: Layers = "last",
+    fisher: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Fisher file of `pbu fisher`.", show_default="measured now"
+        ),
+    ] = None,
+    estimator: EstimatorFlag = "empirical",
+    draws: Draws = 1,
+    arch: Arch = None,
+    device: Device = "auto",
+    batch_size: BatchSize = 256,
+    label: LabelFlag = None,
+    mean: Mean = None,
+    std: Std = None,
+    size: Size = None,
+    channels: Channels = None,
+    skip_bad: SkipBad = False,
+    seed: Seed = 0,
+    force: Force = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make the checkpoint forget the class and write the sanitized weights."""
+    from pbu_cli.checkpoint import check_output
+    from pbu_cli.commands import measure_fisher, sanitise, timed
+    from pbu_cli.fisher_file import read_fisher
+    from pbu_cli.stages import trained_parameters
+
+    screen, log = _screen(as_json, quiet)
+    wanted = _wanted(arch, label, mean, std, size, channels, device, batch_size, skip_bad)
+    weights = Weights(alpha, beta, gamma, delta)
+    schedule = Schedule(steps=steps, seed=seed)
+    place = output or checkpoint.with_suffix(".unlearned.safetensors")
+    lap = timed()
+    case = _case(checkpoint, forget, wanted, log, screen)
+    names, head = trained_parameters(
+        case.subject.network.module, case.subject.network.builder, layers
+    )
+    shapes = case.subject.checkpoint.shapes
+    count = sum(_product(shapes[name]) for name in names)
+    log("trains", f"{count:,} parameters in {len(names)} tensors", f"--layers {layers}")
+    tensors = case.subject.checkpoint.tensors.values()
+    check_output(
+        place, force=force, sources=(checkpoint,), size=sum(t.nbytes for t in tensors)
+    )  # fmt: skip
+    diagonal: dict[str, Any] = {}
+    if fisher is not None:
+        diagonal, used = read_fisher(fisher, case, names)
+        log("Fisher", used, str(fisher))
+    if dry_run:
+        _finish_dry(screen, log, "unlearn", place)
+        return
+    loading = lap()
+    if fisher is None and beta > 0:
+        with screen.progress("Fisher", len(case.images.pixels)) as bar:
+            diagonal = measure_fisher(
+                case, names, estimator, draws=draws, seed=seed, done=lambda n: bar(n, "")
+            )
+    measuring = lap()
+    with screen.progress("unlearning", steps) as bar:
+        done = sanitise(
+            case,
+            diagonal,
+            place,
+            trained=names,
+            head=head,
+            weights=weights,
+            schedule=schedule,
+            seen=lambda p: bar(
+                p.seen.step, f"recognised {p.seen.recognised:5.1f} %  drift {p.seen.drift:.3f}"
+            ),
+        )
+    unlearning = lap()
+    name = case.subject.class_name
+    classes = ", ".join(name(c) for c in sorted(set(case.image_labels.tolist())))
+    screen.table(
+        f"Forgot class {classes}, measured on the {len(case.images.pixels)} forget images and the"
+        " file as written",
+        ("", "before", "after"),
+        (
+            (
+                "A_Df, accuracy on the forget images (%)",
+                f"{done.a_df_before:.2f}",
+                f"{done.a_df:.2f}",
+            ),
+            ("drift of the other classes' answers (nats)", "0.000", f"{done.drift:.3f}"),
+            ("distance from theta* (relative)", "0.0000", f"{done.moved:.4f}"),
+        ),
+        f"stopped: {done.reason}; A_Dr is unknown without retained images: pbu evaluate --retain\n"
+        f"loaded in {loading:.1f} s, Fisher {measuring:.1f} s, unlearning and writing"
+        f" {unlearning:.1f} s",
+    )
+    screen.line(f"wrote {place}")
+    screen.document(
+        {
+            **_heading("unlearn", log),
+            "output": str(place),
+            "settings": {"weights": vars(weights), "schedule": vars(schedule), "layers": layers},
+            "images": len(case.images.pixels),
+            "skipped": len(case.images.bad),
+            "result": {**vars(done), "forgotten": done.forgotten},
+            "seconds": {"load": loading, "fisher": measuring, "unlearn": unlearning},
+        }
+    )
+    if not done.forgotten:
+        raise CriterionNotMet(
+            f"{place}: written, but {done.a_df:.2f} % of the forget images are still recognised"
+            f" (at most {FORGOTTEN} expected) after {done.steps} steps; {done.reason}: raise"
+            " --steps or --alpha"
+        )
+
+
+@app.command()
+def evaluate(
+    checkpoint: Checkpoint,
+    forget: Forget,
+    retain: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR|FILE.csv",
+            help="Retained images: a folder of class folders, or lines of path,label.",
+            rich_help_panel=IMAGES,
+        ),
+    ] = None,
+    original: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CHECKPOINT",
+            help="Before forgetting, for comparison and control.",
+            rich_help_panel=NETWORK,
+        ),
+    ] = None,
+    retrained: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CHECKPOINT",
+            help="Trained without the class, for comparison.",
+            rich_help_panel=NETWORK,
+        ),
+    ] = None,
+    require: Require = None,
+    arch: Arch = None,
+    device: Device = "auto",
+    batch_size: BatchSize = 256,
+    label: LabelFlag = None,
+    mean: Mean = None,
+    std: Std = None,
+    size: Size = None,
+    channels: Channels = None,
+    skip_bad: SkipBad = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure what is forgotten and what is kept, beside the original and a free control."""
+    from pbu_cli import evaluate as evaluation
+    from pbu_cli.console import percent
+    from pbu_cli.criteria import parse, unmet
+
+    screen, log = _screen(as_json, quiet)
+    wanted = _wanted(arch, label, mean, std, size, channels, device, batch_size, skip_bad)
+    criteria = [parse(text) for text in require or ()]
+    result = evaluation.evaluate(
+        checkpoint,
+        forget,
+        wanted,
+        log,
+        retain=retain,
+        original=original,
+        retrained=retrained,
+        stdin=sys.stdin.buffer,
+    )
+    rows = [
+        (s.name, percent(s.a_df), _range(s.a_df_interval), percent(s.a_dr), _range(s.a_dr_interval))
+        for s in result.scores
+    ]
+    retained = f"{result.retained:,} retained" if result.retained else "no retained"
+    screen.table(
+        f"Accuracy on {result.forgotten:,} forget and {retained} images (%)",
+        ("", "A_Df", "95 %", "A_Dr", "95 %"),
+        rows,
+        "head mask: the original with the forgotten logit at minus infinity. It forgets nothing and"
+        " gets A_Df = 0:\nwhat accuracy says has to be read against it."
+        if original is not None
+        else "",
+    )
+    first = result.scores[0]
+    classes = sorted({c for s in result.scores for c in s.per_class})
+    screen.table(
+        "Accuracy per class (%)",
+        ("class", *(s.name for s in result.scores)),
+        [
+            (result.subject.class_name(c), *(percent(s.per_class.get(c)) for s in result.scores))
+            for c in classes
+        ],
+    )
+    screen.table(
+        "Where the forget images go (%)",
+        ("answered", *(s.name for s in result.scores)),
+        [
+            (result.subject.class_name(c), *(f"{s.answers.get(c, 0):.2f}" for s in result.scores))
+            for c in sorted({c for s in result.scores for c in s.answers})
+        ],
+    )
+    screen.document(
+        {
+            **_heading("evaluate", log),
+            "images": {"forget": result.forgotten, "retain": result.retained},
+            "scores": [vars(s) for s in result.scores],
+        }
+    )
+    failed = unmet(criteria, first.a_df, first.a_dr)
+    if failed:
+        raise CriterionNotMet(f"{checkpoint}: {'; '.join(failed)}")
+
+
+@app.command()
+def demo(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Where to write everything.")
+    ] = Path("pbu-demo"),
+    device: Device = "auto",
+    force: Force = False,
+) -> None:
+    """Train a small network on real digits, then run fisher, unlearn and evaluate on it."""
+    from pbu_cli import demo as digits
+    from pbu_cli.case import choose_device
+    from pbu_cli.images import decode, list_groups, split_by_subfolder
+
+    screen = _screen(False, False)[0]
+    if output.exists() and (not output.is_dir() or any(output.iterdir())) and not force:
+        raise InvalidUsage(f"{output}: not empty; name another folder with --output, or --force")
+    files = digits.write_digits(output)
+    groups = split_by_subfolder(list_groups([str(files.train)], None)[0])
+    images = decode(groups, channels=1, size=digits.PREPROCESSING.size)
+    with screen.progress("training", digits.total_steps(len(images.pixels))) as bar:
+        network = digits.train(
+            images.pixels,
+            images.group,
+            choose_device(device),
+            done=lambda step: bar(step, f"resnet18 on {len(images.pixels)} digits"),
+        )
+    digits.write_checkpoint(network, files.checkpoint)
+    screen.line(f"trained resnet18 on {len(images.pixels)} digits: {files.checkpoint}")
+    gone = files.train / str(digits.FORGOTTEN)
+    diagonal = files.checkpoint.with_suffix(".fisher.safetensors")
+    clean = files.checkpoint.with_suffix(".unlearned.safetensors")
+    given = str(files.checkpoint)
+    again = ["--force"] if force else []
+    for command in (
+        ["fisher", given, "--forget", str(gone), "--layers", "last", *again],
+        ["unlearn", given, "--forget", str(gone), "--fisher", str(diagonal), *again],
+        ["evaluate", str(clean), "--original", given, "--forget",
+         str(files.test / str(digits.FORGOTTEN)), "--retain", str(files.test)],
+    ):  # fmt: skip
+        screen.echo(shlex.join(["pbu", *command]))
+        app([*command, "--device", device], prog_name="pbu", standalone_mode=False)
+
+
+def _screen(as_json: bool, quiet: bool) -> tuple[Screen, Log]:
+    from pbu_cli.console import Screen
+
+    screen = Screen(as_json=as_json, quiet=quiet)
+    return screen, Log(screen)
+
+
+class Log:
+    """What was inferred, shown as it happens and kept for the JSON document."""
+
+    def __init__(self, screen: Screen) -> None:
+        self.entries: list[dict[str, str]] = []
+        self._screen = screen
+
+    def __call__(self, what: str, value: str, source: str) -> None:
+        self.entries.append({"what": what, "value": value, "source": source})
+        self._screen.note(what, value, source)
+
+
+def _wanted(
+    arch: str | None,
+    labels: list[str] | None,
+    mean: str | None,
+    std: str | None,
+    size: str | None,
+    channels: int | None,
+    device: str,
+    batch_size: int,
+    skip_bad: bool,
+) -> Wanted:
+    from pbu_cli.case import Wanted
+
+    return Wanted(
+        arch=arch,
+        labels=tuple(labels or ()),
+        mean=_numbers("--mean", mean),
+        std=_numbers("--std", std, positive=True),
+        size=_pixels(size),
+        channels=channels,
+        device=device,
+        batch_size=batch_size,
+        skip_bad=skip_bad,
+    )
+
+
+def _case(checkpoint: Path, forget: list[str], wanted: Wanted, log: Log, screen: Screen) -> Case:
+    from pbu_cli.case import assemble, load_subject
+
+    subject = load_subject(checkpoint, wanted, log)
+    with screen.progress("decoding", None) as bar:
+        case = assemble(
+            subject,
+            forget,
+            wanted,
+            log,
+            stdin=sys.stdin.buffer,
+            decoding=lambda count: bar(count, "images"),
+        )
+    if case.images.bad:
+        screen.warn(f"{len(case.images.bad)} unreadable images were left out (--skip-bad)")
+    return case
+
+
+def _finish_dry(screen: Screen, log: Log, command: str, place: Path) -> None:
+    screen.line(f"dry run: nothing was written; would write {place}")
+    screen.document({**_heading(command, log), "output": str(place), "dry_run": True})
+
+
+def _heading(command: str, log: Log) -> dict[str, Any]:
+    return {"schema": SCHEMA, "pbu": __version__, "command": command, "inferred": log.entries}
+
+
+def _block_row(block: str, values: list[Any], total: float) -> tuple[str, ...]:
+    count = sum(value.numel() for value in values)
+    mass = sum(value.double().sum().item() for value in values)
+    share = 100 * mass / total if total else 0.0
+    return block, f"{count:,}", f"{mass:.4g}", f"{mass / count:.3g}", f"{share:.2f}"
+
+
+def _range(bounds: tuple[float, float] | None) -> str:
+    return "" if bounds is None else f"{bounds[0]:.2f} to {bounds[1]:.2f}"
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    count = 1
+    for length in shape:
+        count *= length
+    return count
+
+
+def _numbers(flag: str, text: str | None, *, positive: bool = False) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    sound = all(abs(number) < 1e6 and (number > 0 or not positive) for number in numbers)
+    if not numbers or not sound:
+        kind = "positive numbers" if positive else "numbers"
+        raise InvalidUsage(
+            f"{flag} {printable(text)}: expected {kind} such as 0.485,0.456,0.406, one a channel"
+        )
+    return numbers
+
+
+def _pixels(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdecimal() and 1 <= int(part) <= 4096 for part in parts):
+        raise InvalidUsage(f"--size {printable(text)}: expected pixels such as 224 or 192x256")
+    return int(parts[0]), int(parts[-1])

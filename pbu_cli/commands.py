@@ -1,0 +1,221 @@
+"""The three jobs from start to end, without a word printed: what `cli` parses for and renders."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pbu_cli import metrics
+from pbu_cli.case import Case, Subject
+from pbu_cli.checkpoint import Tensors, write
+from pbu_cli.description import metadata_with
+from pbu_cli.errors import PbuError, printable
+from pbu_cli.fisher import fisher_diagonal
+from pbu_cli.logits import batches, logits
+from pbu_cli.model import load
+from pbu_cli.objective import restricted_log_softmax, stability
+from pbu_cli.settings import FORGOTTEN, Estimator, Schedule, Weights
+from pbu_cli.unlearn import ForgetSet, Progress, unlearn
+
+FISHER_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Unlearned:
+    """What became of a case, measured on the file as it was written.
+
+    Percent of the forget images before and after; drift in nats, over all of them; moved is
+    ||theta - theta*|| / ||theta*|| over the parameters that trained.
+    """
+
+    steps: int
+    reason: str
+    learning_rate: float
+    a_df_before: float
+    a_df: float
+    drift: float
+    moved: float
+    answers: dict[int, float]
+
+    @property
+    def forgotten(self) -> bool:
+        return self.a_df <= FORGOTTEN
+
+
+def measure_fisher(
+    case: Case,
+    names: list[str],
+    estimator: Estimator,
+    *,
+    draws: int = 1,
+    seed: int = 0,
+    done: Callable[[int], None] | None = None,
+) -> Tensors:
+    """The Fisher diagonal of the named parameters, summed over all forget images."""
+    pixels, labels = case.images.pixels, case.image_labels
+    rounds = batches(pixels, labels, case.preprocessing, FISHER_BATCH, case.subject.device)
+
+    def counted() -> Iterator[tuple[Tensor, Tensor]]:
+        for number, batch in enumerate(rounds):
+            yield batch
+            if done is not None:
+                done(min((number + 1) * FISHER_BATCH, len(pixels)))
+
+    diagonal = fisher_diagonal(
+        case.subject.network.module,
+        counted(),
+        estimator=estimator,
+        draws=draws,
+        seed=seed,
+        parameters=names,
+    )
+    broken = [name for name, value in diagonal.items() if not bool(value.isfinite().all())]
+    if broken:
+        raise PbuError(
+            f"the Fisher diagonal of {printable(broken[0])} is NaN or infinite; nothing was"
+            " written: check the checkpoint and the normalisation"
+        )
+    return diagonal
+
+
+def sanitise(
+    case: Case,
+    fisher: Tensors,
+    output: Path,
+    *,
+    trained: list[str],
+    head: list[str],
+    weights: Weights,
+    schedule: Schedule,
+    seen: Callable[[Progress], None] = lambda progress: None,
+) -> Unlearned:
+    """Unlearn, write the sanitized checkpoint, and measure what was written.
+
+    Every tensor that did not train comes out bit-identical; the others in the input's dtype.
+    """
+    subject, device = case.subject, case.subject.device
+    module = subject.network.module
+    images = ForgetSet(
+        case.images.pixels.to(device), case.image_labels.to(device), case.forgotten,
+        case.preprocessing,
+    )  # fmt: skip
+    last: Progress | None = None
+    for last in unlearn(
+        module,
+        images,
+        fisher,
+        trained=trained,
+        head=head,
+        weights=weights,
+        schedule=schedule,
+        answers=case.answers,
+    ):
+        seen(last)
+    assert last is not None
+    tensors = _output_tensors(subject, trained)
+    measured: list[Tensor] = []
+
+    def verify(written: Tensors) -> None:
+        checkpoint = subject.checkpoint
+        written = {name.removeprefix(checkpoint.prefix): t for name, t in written.items()}
+        _check_promises(checkpoint.tensors, written, _trained_names(subject, trained))
+        load(module, written)
+        measured.append(logits(module, case.images.pixels, case.preprocessing))
+
+    facts = {
+        "forgotten": sorted({*subject.description.forgotten, *case.image_labels.tolist()}),
+        "mean": list(case.preprocessing.mean),
+        "std": list(case.preprocessing.std),
+        "input_size": [case.images.pixels.shape[1], *case.preprocessing.size],
+    }
+    write(
+        output,
+        subject.checkpoint.stored_names(tensors),
+        metadata_with(subject.checkpoint.metadata, **facts),
+        verify,
+    )
+    after = measured[0]
+    reference = restricted_log_softmax(case.answers, images.forgotten)
+    return Unlearned(
+        last.seen.step,
+        last.decision.reason,
+        last.learning_rate,
+        metrics.accuracy(case.answers.argmax(dim=1).cpu(), case.image_labels),
+        metrics.accuracy(after.argmax(dim=1).cpu(), case.image_labels),
+        stability(after, reference, images.forgotten).item(),
+        _relative_distance(subject.checkpoint.tensors, tensors, trained),
+        metrics.answer_shares(after.argmax(dim=1).cpu(), subject.network.num_classes),
+    )
+
+
+def _trained_names(subject: Subject, trained: list[str]) -> set[str]:
+    """Every name in the file of a parameter that trains: a tied one has several."""
+    module = subject.network.module
+    named = dict(module.named_parameters())
+    memory = {named[name].data_ptr() for name in trained}
+    state = module.state_dict()
+    return {
+        name
+        for name in subject.checkpoint.tensors
+        if name in trained or (name in state and state[name].data_ptr() in memory)
+    }
+
+
+def _output_tensors(subject: Subject, trained: list[str]) -> Tensors:
+    state = subject.network.module.state_dict()
+    names = _trained_names(subject, trained)
+    return {
+        name: state[name].detach().cpu().to(stored.dtype) if name in names else stored
+        for name, stored in subject.checkpoint.tensors.items()
+    }
+
+
+def _check_promises(stored: Tensors, written: Tensors, trained: set[str]) -> None:
+    """Same names, shapes and dtypes; what did not train bit-identical; all of it finite."""
+    faults = sorted(stored.keys() ^ written.keys())
+    for name in stored.keys() & written.keys():
+        before, after = stored[name], written[name]
+        same = before.shape == after.shape and before.dtype == after.dtype
+        if not same or (name not in trained and not _same_bytes(before, after)):
+            faults.append(name)
+        elif name in trained and not bool(after.float().isfinite().all()):
+            raise PbuError(
+                f"{printable(name)} overflows {after.dtype} after unlearning; nothing was written:"
+                " lower --alpha or start from a float32 checkpoint"
+            )
+    if faults:
+        raise PbuError(
+            f"{len(faults)} tensors would not have come out as promised, first"
+            f" {printable(faults[0])}; nothing was written: please report this"
+        )
+
+
+def _same_bytes(one: Tensor, other: Tensor) -> bool:
+    return torch.equal(
+        one.contiguous().reshape(-1).view(torch.uint8),
+        other.contiguous().reshape(-1).view(torch.uint8),
+    )
+
+
+def _relative_distance(before: Tensors, after: Tensors, names: list[str]) -> float:
+    moved = sum((after[n].double() - before[n].double()).pow(2).sum().item() for n in names)
+    length = sum(before[n].double().pow(2).sum().item() for n in names)
+    return float((moved / length) ** 0.5) if length else 0.0
+
+
+def timed() -> Callable[[], float]:
+    """A stopwatch: seconds since the last reading."""
+    last = time.perf_counter()
+
+    def lap() -> float:
+        nonlocal last
+        now = time.perf_counter()
+        seconds, last = now - last, now
+        return seconds
+
+    return lap

@@ -1,0 +1,75 @@
+"""What to send back from the logits, so that squared gradients sum to Fisher information.
+
+For one image with logits z [C], p = softmax(z) and J = dz/dtheta, every estimator is
+
+    diag F = sum over columns v of (J^T v)^2
+
+    empirical   v = e_s - p, for the image's own label s
+    exact       C - 1 columns with sum v v^T = diag(p) - p p^T = E_y[(e_y - p)(e_y - p)^T]
+    drawn       v = (e_y - p) / sqrt(K), for K labels y drawn from p; its mean is `exact`
+
+Letters: n image, j class, k draw. Sources: Kunstner, Balles, Hennig, "Limitations of the
+empirical Fisher approximation", arXiv 1905.12558; Tanabe, Sagae, "An exact Cholesky decomposition
+and the generalized inverse of the variance-covariance matrix of the multinomial distribution",
+J. R. Statist. Soc. B 54, 1992.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+
+def empirical(logits: Tensor, labels: Tensor) -> Iterator[Tensor]:
+    """logits [n, j], labels [n] -> one column [n, j], the gradient of log p(labels).
+
+    >>> [v.tolist() for v in empirical(torch.zeros(1, 2), torch.tensor([1]))]
+    [[[-0.5, 0.5]]]
+    """
+    yield _toward(logits.softmax(1), labels)
+
+
+def exact(logits: Tensor, labels: Tensor) -> Iterator[Tensor]:
+    """logits [n, j] -> C - 1 columns [n, j]; the labels do not matter.
+
+    Column j is the Cholesky factor's: class j against the classes after it, taken together,
+
+        v = sqrt(p_j q_j / (p_j + q_j)) (e_j - p_{>j} / q_j),    q_j = sum_{i > j} p_i,
+
+    in logarithms, so that a class of probability 1e-300 still counts.
+
+    >>> [v.tolist() for v in exact(torch.zeros(1, 2), torch.tensor([0]))]  # sqrt(1/4) (1, -1)
+    [[[0.5, -0.5]]]
+    """
+    log_p = logits.log_softmax(1)
+    lowest = torch.finfo(log_p.dtype).min  # in place of log 0, whose differences are not numbers
+    for j in range(log_p.shape[1] - 1):
+        after = log_p[:, j + 1 :].logsumexp(1, keepdim=True).clamp_min(lowest)
+        onward = log_p[:, j:].logsumexp(1, keepdim=True).clamp_min(lowest)
+        v = torch.zeros_like(log_p)
+        v[:, j] = 1
+        v[:, j + 1 :] = -(log_p[:, j + 1 :] - after).exp()
+        yield v * ((log_p[:, j : j + 1] + after - onward) / 2).exp()
+
+
+def drawn(logits: Tensor, uniform: Tensor) -> Iterator[Tensor]:
+    """logits [n, j], uniform [n, k] in [0, 1) -> K columns [n, j].
+
+    Draw k of image n is the class at which the cumulated probability passes uniform[n, k].
+
+    >>> [v.tolist() for v in drawn(torch.zeros(1, 2), torch.tensor([[0.7]]))]
+    [[[-0.5, 0.5]]]
+    """
+    p = logits.softmax(1)
+    passed = p.cpu().double().cumsum(1)  # MPS has no float64
+    labels = torch.searchsorted(passed / passed[:, -1:], uniform.double(), right=True)
+    for k in range(uniform.shape[1]):
+        yield _toward(p, labels[:, k].to(p.device)) / uniform.shape[1] ** 0.5
+
+
+def _toward(p: Tensor, labels: Tensor) -> Tensor:
+    """e_y - p, with 1 - p_y summed from the other classes: no digits lost where p_y is near 1."""
+    others = p.scatter(1, labels[:, None], 0)
+    return (-others).scatter(1, labels[:, None], others.sum(1, keepdim=True))

@@ -1,0 +1,208 @@
+"""One evaluation: what networks answer on forget and on retained images."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from pbu_cli import images as pictures
+from pbu_cli import metrics
+from pbu_cli.case import Case, Note, Subject, Wanted, assemble, load_subject
+from pbu_cli.errors import ImageError, printable
+from pbu_cli.evidence import label_from_name
+from pbu_cli.images import Group, Images
+from pbu_cli.logits import logits
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Accuracies of one network, percent; None where no retained images were given.
+
+    a_df: forget images answered with their own label. a_dr: retained images answered right.
+    intervals: 95 %, Wilson. answers: where the forget images go, percent by class.
+    """
+
+    name: str
+    a_df: float
+    a_df_interval: tuple[float, float]
+    a_dr: float | None
+    a_dr_interval: tuple[float, float] | None
+    per_class: dict[int, float]
+    answers: dict[int, float]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of the checkpoint, and of what it is compared with, on the same images."""
+
+    scores: tuple[Scores, ...]
+    forgotten: int
+    retained: int
+    subject: Subject
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A network's logits [n, c] on the forget images and, where given, on retained ones."""
+
+    forget: Tensor
+    retain: Tensor | None = None
+
+
+def score(name: str, answers: Answers, forget: Tensor, retain: Tensor | None) -> Scores:
+    """The scores of one network. forget, retain: int64 labels of the images answered."""
+    given = answers.forget.argmax(dim=1)
+    a_df = metrics.accuracy(given, forget)
+    per_class = metrics.accuracy_per_class(given, forget)
+    a_dr = bounds = None
+    if answers.retain is not None and retain is not None:
+        kept = answers.retain.argmax(dim=1)
+        a_dr = metrics.accuracy(kept, retain)
+        bounds = metrics.interval(a_dr, len(retain))
+        per_class |= metrics.accuracy_per_class(kept, retain)
+    return Scores(
+        name,
+        a_df,
+        metrics.interval(a_df, len(forget)),
+        a_dr,
+        bounds,
+        dict(sorted(per_class.items())),
+        metrics.answer_shares(given, answers.forget.shape[1]),
+    )
+
+
+def head_masked(answers: Answers, forgotten: Tensor) -> Answers:
+    """The control: the same network with the forgotten logits at minus infinity."""
+    retain = answers.retain
+    return Answers(
+        metrics.head_mask(answers.forget, forgotten),
+        None if retain is None else metrics.head_mask(retain, forgotten),
+    )
+
+
+def evaluate(
+    checkpoint: Path,
+    forget: Sequence[str],
+    wanted: Wanted,
+    note: Note,
+    *,
+    retain: str | None = None,
+    original: Path | None = None,
+    retrained: Path | None = None,
+    stdin: BinaryIO | None = None,
+) -> Evaluation:
+    """Score a checkpoint on forget images and, where given, on retained ones.
+
+    The original is what images, labels and normalisation are inferred with where it is given: a
+    checkpoint that has forgotten a class is no witness to it. Retained images of a forgotten class
+    are left out. With the original comes the head mask, the control that is free.
+    """
+    others = {"original": original, "retrained": retrained}
+    subject = load_subject(checkpoint, wanted, note)
+    beside = {
+        name: load_subject(path, wanted, lambda what, value, source: None)
+        for name, path in others.items()
+        if path is not None
+    }
+    guide = beside.get("original", subject)
+    case = assemble(guide, forget, wanted, note, stdin=stdin, binding=False)
+    kept = None if retain is None else _retained(retain, case, wanted, note)
+    subjects = {"checkpoint": subject, **beside}
+    answers = {
+        name: Answers(
+            case.answers if s is guide else _answers(s, case.images, case, wanted),
+            None if kept is None else _answers(s, kept[0], case, wanted),
+        )
+        for name, s in subjects.items()
+    }
+    if "original" in answers:
+        answers["original, head mask"] = head_masked(answers["original"], case.forgotten)
+    labels = None if kept is None else kept[1]
+    order = ("checkpoint", "original", "original, head mask", "retrained")
+    return Evaluation(
+        tuple(score(n, answers[n], case.image_labels, labels) for n in order if n in answers),
+        len(case.image_labels),
+        0 if labels is None else len(labels),
+        guide,
+    )
+
+
+def _answers(subject: Subject, images: Images, case: Case, wanted: Wanted) -> Tensor:
+    module = subject.network.module
+    return logits(module, images.pixels, case.preprocessing, wanted.batch_size)
+
+
+def _retained(source: str, case: Case, wanted: Wanted, note: Note) -> tuple[Images, Tensor]:
+    """Retained images and their labels, those of forgotten classes left out."""
+    listed = (
+        _from_list(Path(source), case) if Path(source).is_file() else _from_folder(source, case)
+    )
+    gone = set(case.image_labels.tolist())
+    groups = [(group, label) for group, label in listed if label not in gone]
+    if not groups:
+        raise ImageError(f"{printable(source)}: holds no class but the forgotten; expected others")
+    images = pictures.decode(
+        [group for group, _ in groups],
+        channels=case.images.pixels.shape[1],
+        size=case.preprocessing.size,
+        skip_bad=wanted.skip_bad,
+    )
+    labels = torch.tensor([label for _, label in groups])[images.group]
+    left_out = len(listed) - len(groups)
+    note(
+        "retained",
+        f"{len(images.pixels)} images of {len({label for _, label in groups})} classes",
+        f"{source}" + (f"; {left_out} forgotten left out" if left_out else ""),
+    )
+    return images, labels
+
+
+def _from_folder(source: str, case: Case) -> list[tuple[Group, int]]:
+    """A folder of class folders: labels by name or, where they are all the classes there are, by
+    alphabetical order, as torchvision's ImageFolder has it."""
+    network = case.subject.network
+    names = case.subject.description.label_names
+    (whole,) = pictures.list_groups([source], None)
+    groups = pictures.split_by_subfolder(whole)
+    found = [label_from_name(g.name, names, network.num_classes, strict=True) for g in groups]
+    known = [label for label in found if label is not None]
+    if len(known) == len(groups) == len(set(known)):
+        return list(zip(groups, known, strict=True))
+    if len(groups) == network.num_classes:
+        return [(group, label) for label, group in enumerate(groups)]
+    raise ImageError(
+        f"{printable(source)}: {len(groups)} folders, not all of which name a class; expected class"
+        f" indices or names, or one folder for each of the {network.num_classes} classes in"
+        " alphabetical order"
+    )
+
+
+def _from_list(path: Path, case: Case) -> list[tuple[Group, int]]:
+    """Lines of `path,label`; paths relative to the file."""
+    by_label: dict[int, list[Path]] = {}
+    classes = case.subject.network.num_classes
+    names = case.subject.description.label_names
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            for number, row in enumerate(csv.reader(file), start=1):
+                if not row:
+                    continue
+                label = label_from_name(row[-1].strip(), names, classes, strict=True)
+                if len(row) != 2 or label is None:
+                    raise ImageError(
+                        f"{printable(path)}, line {number}: expected path,label with a label from"
+                        f" 0 to {classes - 1}, got {printable(','.join(row), 80)}"
+                    )
+                by_label.setdefault(label, []).append(path.parent / row[0])
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ImageError(f"{printable(path)}: not a readable list: {printable(error)}") from None
+    return [
+        (Group(str(label), tuple(sorted(paths))), label)
+        for label, paths in sorted(by_label.items())
+    ]

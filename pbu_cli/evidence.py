@@ -1,0 +1,201 @@
+"""What the forget images themselves say: which normalisation the network was trained under, and
+which label they carry.
+
+Nothing is guessed in silence: every choice comes with its score, and evidence that contradicts
+the user is an error that names the flag to settle it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from pbu_cli.errors import ImageError, InvalidUsage, printable
+from pbu_cli.logits import logits
+from pbu_cli.settings import NORMALISATIONS, Preprocessing
+
+SAMPLE = 256  # images a candidate normalisation is tried on
+MISMATCH_POINTS = 50  # percentage points of recognition that one nat of mismatch outweighs
+MAJORITY = 50.0  # percent of a folder that the model must give one class to make it the label
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A normalisation and how well the network took to the images under it.
+
+    recognised: percent answered with the label, or with their folder's commonest answer where no
+    label is known. mismatch: nats, 0 for networks without BatchNorm.
+    """
+
+    name: str
+    preprocessing: Preprocessing
+    recognised: float
+    mismatch: float
+
+    @property
+    def score(self) -> float:
+        return self.recognised - MISMATCH_POINTS * self.mismatch
+
+
+def rank_normalisations(
+    model: nn.Module, pixels: Tensor, groups: Tensor, labels: Sequence[int | None]
+) -> list[Candidate]:
+    """The usual normalisations, best first, tried on at most SAMPLE of the images.
+
+    pixels uint8 [n, k, h, w], groups int64 [n], labels by group. Recognition alone misleads: raw
+    0-255 pixels saturate some networks until every image is called the same class. So where there
+    is BatchNorm, the mismatch between its running statistics and the images' counts too.
+    """
+    index = torch.linspace(0, len(pixels) - 1, min(len(pixels), SAMPLE)).round().long()
+    pixels, groups = pixels[index], groups[index]
+    size = (pixels.shape[2], pixels.shape[3])
+    found = []
+    for name, (mean, std) in NORMALISATIONS.items():
+        preprocessing = Preprocessing(
+            size, _per_channel(mean, pixels.shape[1]), _per_channel(std, pixels.shape[1])
+        )
+        statistics = _FirstBatchNorm(model)
+        answers = logits(model, pixels, preprocessing).argmax(dim=1).cpu()
+        right = 0
+        for group, label in enumerate(labels):
+            given = answers[groups == group]
+            if len(given):
+                right += int((given == (majority(given) if label is None else label)).sum())
+        found.append(Candidate(name, preprocessing, 100 * right / len(answers), statistics.close()))
+    return sorted(found, key=lambda candidate: -candidate.score)
+
+
+def majority(answers: Tensor) -> int:
+    """The commonest of int64 [n]; the lowest of them where several are equally common."""
+    return int(torch.bincount(answers).argmax())
+
+
+def parse_label(text: str, flag: str, label_names: Sequence[str] | None, num_classes: int) -> int:
+    """A label as the user writes it: a class name where names are known, or an index."""
+    if label_names is not None and text in label_names:
+        return label_names.index(text)
+    if re.fullmatch(r"\d{1,9}", text) and int(text) < num_classes:
+        return int(text)
+    known = "" if label_names is None else " or a class name of the checkpoint's config"
+    raise InvalidUsage(
+        f"{flag} {printable(text)}: expected a class from 0 to {num_classes - 1}{known}"
+    )
+
+
+def label_from_name(
+    folder: str, label_names: Sequence[str] | None, num_classes: int, *, strict: bool = False
+) -> int | None:
+    """The label that a folder's name gives: a class name, or its only number; else None.
+
+    `strict` asks for a number alone or behind class, label or digit, as subfolders of classes
+    have it.
+
+    >>> label_from_name("class8", None, 10), label_from_name("train2017", None, 10)
+    (8, None)
+    """
+    if label_names is not None:
+        wanted = re.sub(r"[\W_]+", " ", folder).strip().casefold()
+        exact = [
+            index
+            for index, name in enumerate(label_names)
+            if re.sub(r"[\W_]+", " ", name).strip().casefold() == wanted
+        ]
+        if len(exact) == 1 and wanted:
+            return exact[0]
+    if strict and not re.fullmatch(r"(class|label|digit)?[ _-]?\d+", folder, re.IGNORECASE):
+        return None
+    numbers = re.findall(r"\d+", folder)
+    if len(numbers) != 1 or len(numbers[0]) > 9 or int(numbers[0]) >= num_classes:
+        return None
+    return int(numbers[0])
+
+
+@dataclass(frozen=True)
+class Label:
+    """A folder's label and where it comes from, in words."""
+
+    index: int
+    source: str
+
+
+def settle_label(
+    folder: str,
+    given: int | None,
+    named: int | None,
+    answers: Tensor,
+    *,
+    binding: bool = True,
+    remembers: bool = True,
+) -> Label:
+    """The label of one folder: the user's, else its name's, else the model's majority answer.
+
+    answers: int64 [n], the model's answers to the folder's images. Raises ImageError where they
+    contradict the name, if they are `binding`, or where nothing tells: the answers of a network
+    that no longer `remembers` the class do not.
+    """
+    answer = majority(answers)
+    share = 100 * float((answers == answer).float().mean())
+    if given is not None:
+        agree = 100 * float((answers == given).float().mean())
+        return Label(given, f"--label; the model calls {agree:.1f} % of the images {given}")
+    shown = printable(folder) or "the list"
+    if named is not None:
+        agree = 100 * float((answers == named).float().mean())
+        if binding and answer != named and share >= MAJORITY:
+            raise ImageError(
+                f"{shown}: the folder's name says class {named}, but the model calls {share:.1f} %"
+                f" of its {len(answers)} images {answer} (and {agree:.1f} % {named}): settle it"
+                f" with --label {named} or --label {answer}, or set --mean and --std right"
+            )
+        return Label(
+            named, f"name of folder {shown}; the model calls {agree:.1f} % of the images {named}"
+        )
+    if not remembers:
+        raise ImageError(
+            f"{shown}: nothing tells its class, and a model that has forgotten it cannot: pass"
+            " --label, or --original with the checkpoint before forgetting"
+        )
+    if share < MAJORITY:
+        raise ImageError(
+            f"{shown}: nothing tells its class: the model's commonest answer, {answer}, is only"
+            f" {share:.1f} % of {len(answers)} images: pass --label, or set --mean and --std right"
+        )
+    return Label(answer, f"the model calls {share:.1f} % of the images {answer}")
+
+
+def _per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """Three numbers for RGB, their mean for each channel of anything else."""
+    if channels == 3:
+        return tuple(values)
+    return (round(sum(values) / len(values), 6),) * channels
+
+
+class _FirstBatchNorm:
+    """KL of the first BatchNorm's input from its running statistics, as Gaussians, in nats a
+    channel: 1/2 ((v + (m - M)^2) / V - 1 - log(v / V)), over the first batch seen."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.mismatch = 0.0
+        layers = (m for m in model.modules() if isinstance(m, _BatchNorm))
+        first = next((m for m in layers if m.running_mean is not None), None)
+        self._hook = None if first is None else first.register_forward_pre_hook(self._look)
+
+    def _look(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        assert isinstance(layer, _BatchNorm)
+        assert layer.running_mean is not None
+        assert layer.running_var is not None
+        axes = [axis for axis in range(inputs[0].dim()) if axis != 1]
+        mean, var = inputs[0].mean(axes), inputs[0].var(axes, correction=0).clamp_min(1e-12)
+        scale = layer.running_var.clamp_min(1e-12)
+        ratio = (var + (mean - layer.running_mean) ** 2) / scale
+        self.mismatch = 0.5 * float((ratio - 1 - (var / scale).log()).mean())
+
+    def close(self) -> float:
+        if self._hook is not None:
+            self._hook.remove()
+        return self.mismatch

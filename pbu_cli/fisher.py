@@ -1,0 +1,301 @@
+"""Diagonal Fisher information of a classifier: one pass over the images, no loop over them.
+
+    F = sum over images n, sum over columns v[n] of (J_n^T v[n])^2,    J_n = dz_n / dtheta
+
+with the columns of `estimators.py`. All columns share one forward pass. `plan.py` says where
+`taps.py` has to tap it, and the rules of `layer_rules.py` square and sum what comes out. Sums over
+the images, not means; the square of a batch's mean gradient is not the Fisher information.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from math import inf, isfinite, sqrt
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from pbu_cli.errors import InvalidUsage, PbuError
+from pbu_cli.estimators import drawn, empirical, exact
+from pbu_cli.layers import Call
+from pbu_cli.plan import ALONE, PULLED_BACK, Plan, propose, tolerance
+from pbu_cli.taps import Operands, checked_logits, raise_changed, tapped
+
+Estimator = Literal["empirical", "exact", "mc"]
+Columns = Callable[[Tensor, Tensor], Iterable[Tensor]]  # (logits [n, C], given [n]) -> v [n, C]
+Parameters = Mapping[str, nn.Parameter]
+Totals = dict[str, Tensor]
+
+COLUMNS: Mapping[str, Columns] = {"empirical": empirical, "exact": exact, "mc": drawn}
+
+# Numbers held for gradients of single images that are to be pulled back: 256 MB in fp32.
+_HELD = 1 << 26
+
+
+def fisher_diagonal(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    estimator: Estimator = "empirical",
+    draws: int = 1,
+    seed: int = 0,
+    parameters: Collection[str] | None = None,
+) -> Totals:
+    """Sum over all images of E[g^2] for each of `parameters`, by name (None: all of them).
+
+    batches: (x [N, *image] on the model's device, labels [N]); only `empirical` needs the labels
+    to be true. `draws` and `seed` are for `mc`: image n gets the same draws however it is batched.
+    Values have their parameter's shape, in fp32 or in the parameter's own dtype if that is wider.
+
+    The model runs in eval mode and is left as it was: modes, flags, gradients, buffers. Layers
+    below the first of `parameters` take no part in backward.
+
+    >>> model = nn.Linear(1, 2, bias=False)
+    >>> _ = nn.init.zeros_(model.weight)  # p = (1/2, 1/2), so g = +-x/2
+    >>> fisher_diagonal(model, [(torch.tensor([[2.0], [4.0]]), torch.tensor([0, 1]))])
+    {'weight': tensor([[5.],
+            [5.]])}
+    """
+    if estimator == "mc" and draws < 1:
+        raise InvalidUsage(f"the number of draws has to be 1 or more, got {draws}")
+    wanted = _named(model, parameters)
+    totals = _zeros(wanted)
+    generator = torch.Generator().manual_seed(seed)
+    plans: dict[torch.Size, Plan] = {}
+    with _at_rest(model):
+        for x, labels in batches:
+            if len(x) == 0:
+                continue
+            if x.shape[1:] not in plans:
+                plans[x.shape[1:]] = _plan(model, wanted, x)
+            given = labels.to(x.device)
+            if estimator == "mc":
+                given = torch.rand(len(x), draws, dtype=torch.float64, generator=generator)
+            _add(model, wanted, plans[x.shape[1:]], x, given, COLUMNS[estimator], totals)
+    broken = [name for name, total in totals.items() if not total.isfinite().all()]
+    if broken:
+        raise PbuError(
+            f"the Fisher information of {len(broken)} parameters is not finite, {broken[0]!r} the "
+            "first of them; look for NaN and huge values in the weights and in the images"
+        )
+    return totals
+
+
+def plan(model: nn.Module, x: Tensor, parameters: Collection[str] | None = None) -> dict[str, str]:
+    """How each parameter gets its share: by a layer's rule, or one of the ways of `plan.py`.
+
+    >>> plan(nn.Linear(2, 3), torch.zeros(1, 2))
+    {'weight': 'linear', 'bias': 'linear'}
+    """
+    with _at_rest(model):
+        return dict(_plan(model, _named(model, parameters), x).ways)
+
+
+def _plan(model: nn.Module, wanted: Parameters, x: Tensor) -> Plan:
+    """A plan for images like x, found on two images of noise and then tried on them as a whole.
+
+    Where it does not give what a loop over the two gives, the parameter is left to the loop.
+    """
+    generator = torch.Generator().manual_seed(0)
+    mean, spread = float(x.mean()), float(x.std(correction=0))
+    images = torch.randn(2, *x.shape[1:], generator=generator).to(x)
+    if isfinite(mean) and 0 < spread < inf:
+        images = images * spread + mean
+    classes = checked_logits(model(images), 2).shape[1]
+    v = torch.randn(2, classes, generator=generator).to(x)
+
+    def columns(logits: Tensor, given: Tensor) -> list[Tensor]:
+        return [given]
+
+    if not wanted:
+        return Plan(0, {}, {}, ())
+    _require(wanted, wanted)
+    proposal = propose(model, wanted, images, v)
+    found, looped = _zeros(wanted), _zeros(wanted)
+    _add_at_once(model, wanted, proposal, images, v, columns, found)
+    _add_alone(model, wanted, images, v, columns, looped)
+    wrong = [name for name in wanted if not _agree(found[name], looped[name], looped)]
+    return replace(proposal, ways={**proposal.ways, **dict.fromkeys(wrong, ALONE)})
+
+
+def _agree(found: Tensor, looped: Tensor, all_looped: Totals) -> bool:
+    """Whether two ways gave the same, but for rounding.
+
+    Rounding makes noise of a gradient that is zero, as that of a bias before a softmax over keys;
+    so what is small beside the whole, by the square of the precision, counts as zero.
+    """
+    whole = list(all_looped.values())
+    mean = sum(float(t.sum()) for t in whole) / sum(t.numel() for t in whole)
+    noise = mean * (10 * torch.finfo(found.dtype).eps) ** 2 * sqrt(found.numel())
+    return float((found - looped).norm()) <= tolerance(found.dtype) * float(looped.norm()) + noise
+
+
+# The two ways over one batch
+
+
+def _add(
+    model: nn.Module,
+    wanted: Parameters,
+    plan: Plan,
+    x: Tensor,
+    given: Tensor,
+    columns: Columns,
+    totals: Totals,
+) -> None:
+    """Add one batch to `totals`, each parameter in its way."""
+    held = sum(wanted[name].numel() for name in plan.by(PULLED_BACK))
+    rows = max(1, _HELD // held) if held else len(x)
+    for start in range(0, len(x), rows):
+        part = slice(start, start + rows)
+        _add_at_once(model, wanted, plan, x[part], given[part], columns, totals)
+    alone = {name: wanted[name] for name in plan.by(ALONE)}
+    if alone:
+        _add_alone(model, alone, x, given, columns, totals)
+
+
+def _add_at_once(
+    model: nn.Module,
+    wanted: Parameters,
+    plan: Plan,
+    x: Tensor,
+    given: Tensor,
+    columns: Columns,
+    totals: Totals,
+) -> None:
+    """Add the squares of all parameters but those that go image by image."""
+    pulled = {name: wanted[name] for name in plan.by(PULLED_BACK)}
+    others = {*pulled, *plan.by(ALONE)}
+    names = {id(parameter): name for name, parameter in wanted.items()}
+    met: list[str] = []
+    owed: list[tuple[Tensor, Tensor]] = []
+
+    def show(number: int, call: Call, operands: Operands, a: Tensor | None, g: Tensor) -> None:
+        site = plan.sites[number]
+        g = _wide(site.images_first(g, len(x)))
+        a = g if a is None else _wide(site.images_first(a, len(x)))
+        for slot, operand in operands.items():
+            rule, name = site.layer.rules[slot], names.get(id(operand), "")
+            if name and name not in others:
+                totals[name] += rule.squared(call, a, g, operand.shape)
+            elif operand.requires_grad:
+                owed.append((operand, rule.each(call, a, g, operand.shape).to(operand.dtype)))
+
+    def at_output(number: int, operands: Operands, z: Tensor) -> None:
+        met.extend(names.get(id(operand), "") for operand in operands.values())
+
+    _require(wanted, pulled)
+    logits, anchor, calls = tapped(model, x, plan.sites, show, at_output)
+    if (calls, tuple(met)) != (plan.calls, plan.met):
+        raise_changed()
+    if not logits.requires_grad:
+        return
+    for v in columns(logits.detach(), given):
+        torch.autograd.grad(logits, anchor, v.to(logits), retain_graph=True, allow_unused=True)
+        _pull_back(owed, pulled, totals)
+        owed.clear()
+
+
+def _pull_back(owed: list[tuple[Tensor, Tensor]], pulled: Parameters, totals: Totals) -> None:
+    """owed: what is made of parameters, and the gradient [n, ...] there of every image n.
+
+    Uses add up before the square: a weight used twice has one gradient.
+    """
+    if not owed:
+        return
+    operands, gradients = zip(*owed, strict=True)
+    for of_image in zip(*gradients, strict=True):
+        found = torch.autograd.grad(
+            operands, list(pulled.values()), of_image, retain_graph=True, allow_unused=True
+        )
+        _add_square(totals, pulled, found)
+
+
+def _add_alone(
+    model: nn.Module,
+    alone: Parameters,
+    x: Tensor,
+    given: Tensor,
+    columns: Columns,
+    totals: Totals,
+) -> None:
+    """Add the squares of `alone` by plain autograd, one image and one column at a time."""
+    _require(alone, alone)
+    for n in range(len(x)):
+        logits = checked_logits(model(x[n : n + 1]), 1)
+        if not logits.requires_grad:
+            continue
+        for v in columns(logits.detach(), given[n : n + 1]):
+            found = torch.autograd.grad(
+                logits, list(alone.values()), v.to(logits), retain_graph=True, allow_unused=True
+            )
+            _add_square(totals, alone, found)
+
+
+def _add_square(totals: Totals, parameters: Parameters, found: Iterable[Tensor | None]) -> None:
+    for name, g in zip(parameters, found, strict=True):
+        if g is not None:
+            totals[name] += _wide(g).square()
+
+
+# The model's state
+
+
+@contextmanager
+def _at_rest(model: nn.Module) -> Iterator[None]:
+    """Eval mode, no parameter asks for a gradient; all flags as they were afterwards.
+
+    Without torch's fused attention for inference, inside which no layer can be seen.
+    """
+    modes = {module: module.training for module in model.modules()}
+    flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    fast_attention = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        model.eval()
+        for parameter in flags:
+            parameter.requires_grad_(False)
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_attention)
+        for parameter, flag in flags.items():
+            parameter.requires_grad_(flag)
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _require(wanted: Parameters, asking: Collection[str]) -> None:
+    """Of `wanted`, exactly `asking` require a gradient from now on."""
+    for name, parameter in wanted.items():
+        parameter.requires_grad_(name in asking)
+
+
+def _named(model: nn.Module, names: Collection[str] | None) -> dict[str, nn.Parameter]:
+    """The wanted parameters in the model's order; a tied one goes by its first name."""
+    known = dict(model.named_parameters())
+    wanted = set(known if names is None else names)
+    unknown = sorted(wanted - known.keys())
+    if unknown:
+        raise InvalidUsage(
+            f"the model has no parameter {unknown[0]!r} (one of {len(unknown)} unknown names); "
+            "names are those of named_parameters()"
+        )
+    integer = [name for name in known if name in wanted and not known[name].is_floating_point()]
+    if integer:
+        raise PbuError(
+            f"parameter {integer[0]!r} is of type {known[integer[0]].dtype}, which has no real "
+            "gradient; load the model in floating point, or leave the parameter out"
+        )
+    return {name: parameter for name, parameter in known.items() if name in wanted}
+
+
+def _zeros(parameters: Parameters) -> Totals:
+    return {name: _wide(torch.zeros_like(p.detach())) for name, p in parameters.items()}
+
+
+def _wide(t: Tensor) -> Tensor:
+    """At least fp32: squares of half-precision gradients vanish."""
+    return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t

@@ -1,0 +1,196 @@
+"""Which functional of torch is which layer, and which rule gives the gradients of its parameters.
+
+One literal table, `LAYERS`. Normalisations, biases, layer scales, class tokens and position
+embeddings are all `scale` or `shift` of something that the layer saw. Whatever is not in the
+table is not wrong but slow: `plan.py` finds it and leaves it to another way.
+
+Letters: n image, k map of an image, c channel; a and g have images first, see `layer_rules.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pbu_cli.layer_rules import conv, conv_squared, linear, linear_squared, scale, shift
+
+Call = Mapping[str, Any]  # the arguments of one call of a layer, by name
+Form = Callable[[Call, Tensor, Tensor, Sequence[int]], Tensor]  # (call, a, g, p.shape)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How the gradients of one parameter of a layer follow from what the layer saw."""
+
+    reads: str | None  # the argument that is `a`; None: g alone is enough, and stands in for it
+    each: Form  # dL_n/dp for every n: [n, *p.shape]
+    fast: Form | None = None  # sum_n (dL_n/dp)^2 without forming `each`: [*p.shape]
+
+    def squared(self, call: Call, a: Tensor, g: Tensor, shape: Sequence[int]) -> Tensor:
+        """sum_n (dL_n/dp)^2. Returns `shape`."""
+        if self.fast is not None:
+            return self.fast(call, a, g, shape)
+        return self.each(call, a, g, shape).square().sum(0)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A functional that a model may call, and the rule of every argument that can be learned."""
+
+    name: str
+    arguments: tuple[str, ...]  # in the functional's own order
+    rules: Mapping[str, Rule]
+    image_dims: Callable[[Call, int], int]  # of z's dimensions, how many leading may hold images
+    applies: Callable[[Call], bool] = lambda call: True
+
+    def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call | None:
+        """The arguments by name; None where the rules do not hold for them.
+
+        >>> LAYERS[torch.add].bind([1, 2], {}), LAYERS[torch.add].bind([1, 2], {"alpha": 3})
+        ({'input': 1, 'other': 2}, None)
+        """
+        call = dict(zip(self.arguments, args, strict=False)) | dict(kwargs)
+        known = call.keys() <= set(self.arguments) and len(args) <= len(self.arguments)
+        return call if known and self.applies(call) else None
+
+
+def _shift(call: Call, a: Tensor, g: Tensor, shape: Sequence[int]) -> Tensor:
+    return shift(g, shape)
+
+
+def _scale(call: Call, a: Tensor, g: Tensor, shape: Sequence[int]) -> Tensor:
+    return scale(a, g, shape)
+
+
+def _linear(call: Call, a: Tensor, g: Tensor, shape: Sequence[int]) -> Tensor:
+    return linear(a.flatten(1, -2), g.flatten(1, -2))
+
+
+def _linear_squared(call: Call, a: Tensor, g: Tensor, shape: Sequence[int]) -> Tensor:
+    return linear_squared(a.flatten(1, -2), g.flatten(1, -2))
+
+
+def _conv(call: Call, a: Tensor, g: Tensor, shape: Sequence[int]) -> Tensor:
+    a, *options = _conv_options(call, a, shape)
+    return conv(a, g, shape, *options)
+
+
+def _conv_squared(call: Call, a: Tensor, g: Tensor, shape: Sequence[int]) -> Tensor:
+    a, *options = _conv_options(call, a, shape)
+    return conv_squared(a, g, shape, *options)
+
+
+def _conv_options(
+    call: Call, a: Tensor, shape: Sequence[int]
+) -> tuple[Tensor, list[int], list[int], list[int]]:
+    """a, stride, padding, dilation, with one number for each of the kernel's dimensions."""
+    kernel, padding = shape[2:], call.get("padding", 0)
+    stride, dilation = (_spread(call.get(key, 1), len(kernel)) for key in ("stride", "dilation"))
+    if padding == "same":  # where it is odd there is one more behind, which no number can say
+        spans = [gap * (size - 1) for gap, size in zip(dilation, kernel, strict=True)]
+        a = F.pad(a, [pad for span in reversed(spans) for pad in (span // 2, span - span // 2)])
+    padding = 0 if isinstance(padding, str) else padding
+    return a, stride, _spread(padding, len(kernel)), dilation
+
+
+def _spread(option: int | Sequence[int], dims: int) -> list[int]:
+    """One number per dimension.
+
+    >>> _spread(2, 3), _spread((2,), 2), _spread((1, 2), 2)
+    ([2, 2, 2], [2, 2], [1, 2])
+    """
+    values = [option] if isinstance(option, int) else list(option)
+    return values * dims if len(values) == 1 else values
+
+
+def _channel_shift(call: Call, a: Tensor, g: Tensor, shape: Sequence[int]) -> Tensor:
+    """`shift` by one number per channel: g [n, k, c, *space] -> [n, c]."""
+    return shift(g, [*shape, *(1 for _ in g.shape[3:])]).view(len(g), *shape)
+
+
+def _batch_norm(call: Call, a: Tensor, g: Tensor, shape: Sequence[int]) -> Tensor:
+    column = (-1, *(1 for _ in a.shape[3:]))
+    mean, variance = call["running_mean"].view(column), call["running_var"].view(column)
+    normed = (a - mean) * (variance + call["eps"]).rsqrt()
+    return _channel_shift(call, a, normed * g, shape)
+
+
+def _group_norm(call: Call, a: Tensor, g: Tensor, shape: Sequence[int]) -> Tensor:
+    normed = F.group_norm(a.flatten(0, 1), call["num_groups"], eps=call["eps"]).view(a.shape)
+    return _channel_shift(call, a, normed * g, shape)
+
+
+def _layer_norm(call: Call, a: Tensor, g: Tensor, shape: Sequence[int]) -> Tensor:
+    return scale(F.layer_norm(a, call["normalized_shape"], eps=call["eps"]), g, shape)
+
+
+_LINEAR = Layer(
+    "linear",
+    ("input", "weight", "bias"),
+    {"weight": Rule("input", _linear, _linear_squared), "bias": Rule(None, _shift)},
+    image_dims=lambda call, dims: dims - 1,
+    applies=lambda call: call["weight"].ndim == 2,
+)
+_CONV = Layer(
+    "conv",
+    ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
+    {"weight": Rule("input", _conv, _conv_squared), "bias": Rule(None, _channel_shift)},
+    image_dims=lambda call, dims: 1,
+)
+_BATCH_NORM = Layer(
+    "batch norm",
+    ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
+    {"weight": Rule("input", _batch_norm), "bias": Rule(None, _channel_shift)},
+    image_dims=lambda call, dims: 1,
+    applies=lambda call: call["running_mean"] is not None and not call["training"],
+)
+_GROUP_NORM = Layer(
+    "group norm",
+    ("input", "num_groups", "weight", "bias", "eps"),
+    {"weight": Rule("input", _group_norm), "bias": Rule(None, _channel_shift)},
+    image_dims=lambda call, dims: 1,
+)
+_LAYER_NORM = Layer(
+    "layer norm",
+    ("input", "normalized_shape", "weight", "bias", "eps"),
+    {"weight": Rule("input", _layer_norm), "bias": Rule(None, _shift)},
+    image_dims=lambda call, dims: dims - len(call["normalized_shape"]),
+)
+_SCALE = Layer(
+    "scale",
+    ("input", "other"),
+    {"input": Rule("other", _scale), "other": Rule("input", _scale)},
+    image_dims=lambda call, dims: dims,
+)
+_SHIFT = Layer(
+    "shift",
+    ("input", "other"),
+    {"input": Rule(None, _shift), "other": Rule(None, _shift)},
+    image_dims=lambda call, dims: dims,
+)
+_EXPAND = Layer(
+    "expand",
+    ("input", *"01234567"),  # sizes, one by one or in a tuple
+    {"input": Rule(None, _shift)},
+    image_dims=lambda call, dims: dims,
+)
+
+LAYERS: Mapping[Callable[..., Any], Layer] = {
+    F.linear: _LINEAR,
+    F.conv1d: _CONV,
+    F.conv2d: _CONV,
+    F.conv3d: _CONV,
+    F.batch_norm: _BATCH_NORM,
+    F.group_norm: _GROUP_NORM,
+    F.layer_norm: _LAYER_NORM,
+    torch.mul: _SCALE,
+    Tensor.mul: _SCALE,
+    torch.add: _SHIFT,
+    Tensor.add: _SHIFT,
+    Tensor.expand: _EXPAND,
+}

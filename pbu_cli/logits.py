@@ -1,0 +1,43 @@
+"""uint8 images -> logits, batch by batch, on the model's device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from pbu_cli.settings import Preprocessing
+
+
+def normalise(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """(pixels / 255 - mean) / std per channel: uint8 [n, k, h, w] -> float32 of the same shape.
+
+    >>> unit = Preprocessing((1, 1), (0.5,), (0.5,))
+    >>> normalise(torch.tensor([[[[0]], ], [[[255]]]], dtype=torch.uint8), unit).flatten()
+    tensor([-1.,  1.])
+    """
+    shape = (1, preprocessing.channels, 1, 1)
+    mean = torch.tensor(preprocessing.mean, device=pixels.device).view(shape)
+    std = torch.tensor(preprocessing.std, device=pixels.device).view(shape)
+    return pixels.float().div_(255).sub_(mean).div_(std)
+
+
+def batches(
+    pixels: Tensor, labels: Tensor, preprocessing: Preprocessing, size: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(normalised inputs, labels) in order, on `device`; only one batch at a time lives there."""
+    for chunk, target in zip(pixels.split(size), labels.split(size), strict=True):
+        inputs = chunk.to(device, non_blocking=True)
+        yield normalise(inputs, preprocessing), target.to(device, non_blocking=True)
+
+
+@torch.no_grad()
+def logits(
+    model: nn.Module, pixels: Tensor, preprocessing: Preprocessing, batch_size: int = 256
+) -> Tensor:
+    """The model's answers to uint8 images [n, k, h, w]: float32 [n, c], on the model's device."""
+    device = next(model.parameters()).device
+    unused = torch.zeros(len(pixels), dtype=torch.int8)
+    rounds = batches(pixels, unused, preprocessing, batch_size, device)
+    return torch.cat([model(inputs).float() for inputs, _ in rounds])

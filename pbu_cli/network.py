@@ -1,0 +1,156 @@
+"""A checkpoint as a loaded network: which architecture it is, from the best source there is.
+
+The order is `--arch`, config.json or metadata, the tensors themselves. Code is imported only
+when the user names it with `--arch`: nothing inside a checkpoint or beside it is ever run.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from pbu_cli.architecture import Architecture, infer, infer_as
+from pbu_cli.checkpoint import Checkpoint
+from pbu_cli.description import Description
+from pbu_cli.errors import CheckpointError, InvalidUsage, printable
+from pbu_cli.model import build, load
+
+DIFFERENCES_SHOWN = 4
+COUNTER = "num_batches_tracked"  # BatchNorm's counter, which files of old torch lack
+
+
+@dataclass(frozen=True)
+class Network:
+    """A module in eval mode, float32, with the checkpoint's weights.
+
+    `builder` is its torchvision name, None for the user's own; `image_size` the one size it takes,
+    None where it takes any.
+    """
+
+    module: nn.Module
+    name: str
+    builder: str | None
+    num_classes: int
+    channels: int
+    image_size: int | None
+    source: str
+
+
+def load_network(checkpoint: Checkpoint, arch: str | None, description: Description) -> Network:
+    """Build the checkpoint's network and load its weights, computed in float32.
+
+    Raises CheckpointError where tensors fit no architecture or not the one named, InvalidUsage
+    where `--arch` names nothing that can be built.
+    """
+    if arch is not None and ":" in arch:
+        return _own_network(checkpoint, arch)
+    if arch is not None:
+        architecture, source = infer_as(arch, checkpoint.shapes), "--arch"
+    elif description.architecture is not None:
+        architecture = infer_as(description.architecture, checkpoint.shapes)
+        source = description.source
+    else:
+        architecture = infer(checkpoint.shapes)
+        source = f"names and shapes of {len(checkpoint.tensors)} tensors"
+    module = build(architecture)
+    load(module, checkpoint.tensors)
+    return Network(
+        module.eval(),
+        _shown(architecture),
+        architecture.name,
+        architecture.num_classes,
+        architecture.in_channels,
+        architecture.image_size,
+        source,
+    )
+
+
+def _own_network(checkpoint: Checkpoint, arch: str) -> Network:
+    module = _call(_imported(arch), arch)
+    expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    found = checkpoint.shapes
+    faults = [f"{n} is missing" for n in expected if n not in found and not n.endswith(COUNTER)]
+    faults += [f"{printable(n, 80)} is unexpected" for n in found if n not in expected]
+    faults += [
+        f"{n} is {list(found[n])}, expected {list(expected[n])}"
+        for n in expected
+        if n in found and found[n] != expected[n]
+    ]
+    if faults:
+        raise CheckpointError(
+            f"{printable(checkpoint.path)}: does not fit --arch {printable(arch)}:"
+            f" {len(faults)} tensors differ: {'; '.join(faults[:DIFFERENCES_SHOWN])}"
+            + ("; ..." if len(faults) > DIFFERENCES_SHOWN else "")
+        )
+    load(module.float(), checkpoint.tensors)
+    module.eval()
+    convolution = next((m for m in module.modules() if isinstance(m, nn.Conv2d)), None)
+    if convolution is None:
+        raise CheckpointError(
+            f"--arch {printable(arch)}: the module has no Conv2d; expected an image classifier"
+        )
+    linear = [m for m in module.modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
+    classes = linear.weight.shape[0]
+    return Network(module, arch, None, classes, convolution.in_channels, None, "--arch")
+
+
+def _imported(arch: str) -> Callable[..., Any]:
+    place, _, function = arch.rpartition(":")
+    shown = printable(arch)
+    try:
+        if place.endswith(".py"):
+            path = Path(place)
+            if not path.is_file():
+                raise InvalidUsage(f"--arch {shown}: no file {printable(place)}")
+            spec = importlib.util.spec_from_file_location(f"pbu_arch_{path.stem}", path)
+            assert spec is not None
+            assert spec.loader is not None
+            source = importlib.util.module_from_spec(spec)
+            sys.modules[spec.name] = source  # dataclasses and pickling look their module up there
+            spec.loader.exec_module(source)
+        elif re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", place):
+            source = importlib.import_module(place)
+        else:
+            raise InvalidUsage(f"--arch {shown}: expected FILE.py:FUNCTION or pkg.mod:FUNCTION")
+        found = getattr(source, function, None)
+    except InvalidUsage:
+        raise
+    except Exception as error:  # the user's code may raise anything
+        raise InvalidUsage(
+            f"--arch {shown}: importing it raised {type(error).__name__}: {printable(error)}"
+        ) from None
+    if not callable(found):
+        raise InvalidUsage(f"--arch {shown}: {printable(place)} has no function {function}")
+    return found  # type: ignore[no-any-return]
+
+
+def _call(function: Callable[..., Any], arch: str) -> nn.Module:
+    try:
+        module = function()
+    except Exception as error:  # the user's code may raise anything
+        raise InvalidUsage(
+            f"--arch {printable(arch)}: calling it without arguments raised"
+            f" {type(error).__name__}: {printable(error)}; expected a function that returns the"
+            " module"
+        ) from None
+    if not isinstance(module, nn.Module):
+        raise InvalidUsage(
+            f"--arch {printable(arch)}: returned a {type(module).__name__}, expected a"
+            " torch.nn.Module"
+        )
+    return module
+
+
+def _shown(architecture: Architecture) -> str:
+    parts = [f"{architecture.num_classes} classes", f"{architecture.in_channels} channels"]
+    if architecture.small_stem:
+        parts.append("small-image stem")
+    return f"{architecture.name} ({', '.join(parts)})"

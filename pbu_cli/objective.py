@@ -1,0 +1,110 @@
+r"""The objective and its gradient.
+
+With theta* the trained weights, S_n the forget images with labels s_n, K the set of forgotten
+classes and z the logits, minimise over theta
+
+    alpha * forgetting + delta * stability
+        + sum_i (beta * F_i / mean(F) + gamma) * (theta_i - theta*_i)^2
+
+The paper's objective is `delta = 0`, with forgetting = mean_n log P(s_n | x_n, theta). The
+stability term adds the conditional Fisher's quadratic form carried out exactly, on the function
+instead of on the weights; with it, forgetting is bounded below.
+
+Source: Panda, Sourav, Prathosh, "Partially Blinded Unlearning", AAAI 2025, arXiv 2403.16246.
+
+Index letters: n images, c classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pbu_cli.settings import Weights
+
+
+def log_likelihood(logits: Tensor, labels: Tensor) -> Tensor:
+    """mean_n log softmax(z_n)[s_n], the paper's forgetting term. logits [n, c], labels [n] -> [].
+
+    Unbounded below: run on, it destroys the model.
+
+    >>> log_likelihood(torch.zeros(5, 4), torch.tensor([0, 1, 2, 3, 0])).exp()
+    tensor(0.2500)
+    """
+    return -F.cross_entropy(logits, labels)
+
+
+def log_odds(logits: Tensor, forgotten: Tensor) -> Tensor:
+    """o_n = logsumexp_{c in K} z_nc - logsumexp_{c not in K} z_nc. [n, c], [c] bool -> [n].
+
+    The second part is held constant, so that forgetting lowers the forgotten logits and does not
+    raise the others.
+
+    >>> log_odds(torch.zeros(1, 4), torch.tensor([True, False, False, False])).exp()
+    tensor([0.3333])
+    """
+    others = logits[:, ~forgotten].logsumexp(dim=1).detach()
+    return logits[:, forgotten].logsumexp(dim=1) - others
+
+
+def excess_odds(odds: Tensor, tau: float) -> Tensor:
+    """mean_n relu(o_n - logit(tau)): 0 where every image's P(K | x) is at most tau. [n] -> [].
+
+    >>> excess_odds(torch.tensor([0.0, -9.0]), tau=0.5)
+    tensor(0.)
+    """
+    return F.relu(odds - math.log(tau / (1 - tau))).mean()
+
+
+def restricted_log_softmax(logits: Tensor, forgotten: Tensor) -> Tensor:
+    """log softmax over the classes that stay. [n, c], [c] bool -> [n, c - |K|]."""
+    return F.log_softmax(logits[:, ~forgotten], dim=1)
+
+
+def stability(logits: Tensor, reference: Tensor, forgotten: Tensor) -> Tensor:
+    """mean_n KL(softmax z*_{c not in K} || softmax z_{c not in K}), nats. [n, c] -> [].
+
+    `reference` is the restricted log-softmax at theta*, [n, c - |K|]. Zero at theta*; to second
+    order it is half the quadratic form of the Fisher information conditional on "not K".
+
+    >>> stay = torch.tensor([True, False, False])
+    >>> z = torch.tensor([[3.0, 1.0, 2.0]])
+    >>> stability(z, restricted_log_softmax(z, stay), stay)
+    tensor(0.)
+    """
+    restricted = restricted_log_softmax(logits, forgotten)
+    return F.kl_div(restricted, reference, reduction="batchmean", log_target=True)
+
+
+def penalty_weights(
+    fisher: dict[str, Tensor], theta: dict[str, Tensor], weights: Weights
+) -> dict[str, Tensor]:
+    """beta * F / mean(F) + gamma, per parameter, with the mean over all parameters that train.
+
+    `fisher` may be empty where beta is 0. An all-zero Fisher counts as zero, not as 0/0.
+    """
+    if not fisher or weights.beta == 0:
+        return {name: torch.full_like(value, weights.gamma) for name, value in theta.items()}
+    count = sum(fisher[name].numel() for name in theta)
+    mean = sum(fisher[name].double().sum().item() for name in theta) / count
+    scale = weights.beta / mean if mean > 0 else 0.0
+    return {name: fisher[name] * scale + weights.gamma for name in theta}
+
+
+@torch.no_grad()
+def penalty_gradient(
+    theta: Sequence[Tensor], theta_star: Sequence[Tensor], weights: Sequence[Tensor]
+) -> list[Tensor]:
+    """2 w_i (theta_i - theta*_i): the closed form, never through autograd.
+
+    >>> penalty_gradient([torch.tensor(3.0)], [torch.tensor(1.0)], [torch.tensor(0.5)])
+    [tensor(2.)]
+    """
+    gradient = torch._foreach_sub(list(theta), list(theta_star))
+    torch._foreach_mul_(gradient, list(weights))
+    torch._foreach_mul_(gradient, 2.0)
+    return list(gradient)

@@ -1,0 +1,73 @@
+"""The defaults, as frozen dataclasses. No torch here: `--help` shows these numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Estimator = Literal["empirical", "exact", "mc"]
+
+SCHEMA = 1  # version of every JSON document and Fisher file that pbu writes
+FORGOTTEN = 0.5  # percent of the forget images that may still be recognised
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights of the objective's terms, all dimensionless.
+
+    Losses are means over images and the Fisher diagonal is divided by its own mean, so that one
+    setting serves every network. `delta` is not in the paper; 0 gives the paper's objective.
+    """
+
+    alpha: float = 1.0  # forgetting: how much the class's likelihood weighs
+    beta: float = 0.1  # Fisher-weighted distance from theta*
+    gamma: float = 0.1  # plain squared distance from theta*
+    delta: float = 30.0  # stability of the answers among the other classes
+
+    def __post_init__(self) -> None:
+        for name in ("alpha", "beta", "gamma", "delta"):
+            value = getattr(self, name)
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"{name} is {value}; expected a finite number of at least 0")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How the objective is descended: one setting for every network and class."""
+
+    steps: int = 100  # at most; the stopping rule ends a run sooner
+    batch_size: int = 64
+    last_rate: float = 0.05  # the learning rate falls linearly to this share of its start
+    head_rate: float = 100.0  # learning rate of the head over that of the other layers
+    steps_to_goal: int = 10  # calibration: Adam's first steps would reach the goal in so many
+    tau: float = 3e-4  # the probability of the class that forgetting aims for
+    recognised: float = 0.1  # an image counts as recognised while the class holds more than this
+    window: int = 256  # the recent forget images by which a run is judged
+    growth: float = 0.05  # alpha grows by this share a step while too many are recognised ...
+    ceiling: float = 30.0  # ... to at most this many times its start, and falls back to it else
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Pixels in [0, 1], less `mean`, over `std`, one number a channel; size (height, width)."""
+
+    size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def channels(self) -> int:
+        return len(self.mean)
+
+
+# The usual normalisations, tried in this order. Raw 0-255 is mean 0 and std 1/255.
+NORMALISATIONS: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
+    "ImageNet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "CIFAR-10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "CIFAR-100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "MNIST": ((0.1307, 0.1307, 0.1307), (0.3081, 0.3081, 0.3081)),
+    "0.5/0.5": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "unit range": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    "raw 0-255": ((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255)),
+}

@@ -1,0 +1,70 @@
+"""When to stop, from the forget images alone.
+
+The forgetting term knows no bound of its own, and run on it destroys the network: with the
+authors' recipe A_Dr falls from 97-98 % after one epoch to 31-36 % after five. What it does to the
+classes that stay shows on the forget images before it is done: the *drift*, how far the answers
+among the other classes have moved on them (mean KL of the restricted softmax from theta*, nats).
+It is about 0.1 after a good run and passes 1 while the retained accuracy breaks down.
+
+Pure functions of what was seen; no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pbu_cli.settings import FORGOTTEN
+
+Action = Literal["go on", "stop", "back off"]
+
+MOST_DRIFT = 1.0  # nats
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the recent forget images showed.
+
+    `recognised`: percent of them on which the forgotten classes still hold more probability
+    than `Schedule.recognised`. `drift`: nats, see above.
+    """
+
+    step: int
+    recognised: float
+    drift: float
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What to do next and, unless it is to go on, why."""
+
+    action: Action
+    reason: str = ""
+
+
+def decide(history: Sequence[Seen], *, steps: int, bounded: bool) -> Decision:
+    """Decide after the newest check in `history`, of a run of at most `steps` steps.
+
+    An objective that is not `bounded` gains nothing once the class is forgotten, so the run stops
+    there. A bounded one goes on, since its last, smaller steps repair what the first ones moved.
+    `back off` returns to the newest check with at most MOST_DRIFT nats of drift.
+
+    >>> decide([Seen(5, 80.0, 0.2), Seen(10, 0.0, 0.4)], steps=100, bounded=False).reason
+    'forgotten after 10 steps'
+    >>> decide([Seen(5, 80.0, 0.2), Seen(10, 60.0, 2.5)], steps=100, bounded=True).action
+    'back off'
+    """
+    now = history[-1]
+    if now.drift > MOST_DRIFT:
+        return Decision(
+            "back off",
+            f"answers among the other classes moved {now.drift:.2f} nats by step {now.step}"
+            f" (limit {MOST_DRIFT:g}): more steps would destroy the network",
+        )
+    if not bounded and now.recognised <= FORGOTTEN:
+        return Decision("stop", f"forgotten after {now.step} steps")
+    if now.step >= steps:
+        state = "forgotten" if now.recognised <= FORGOTTEN else "not forgotten"
+        return Decision("stop", f"all {steps} steps taken, {state}")
+    return Decision("go on")

@@ -1,0 +1,225 @@
+"""The unlearning loop: from theta*, descend the objective on the forget images until told to stop.
+
+The model is in eval mode throughout, so that BatchNorm uses and never updates its statistics.
+Yields what it sees and never prints.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pbu_cli import objective
+from pbu_cli.errors import PbuError
+from pbu_cli.logits import logits, normalise
+from pbu_cli.settings import FORGOTTEN, Preprocessing, Schedule, Weights
+from pbu_cli.stopping import Decision, Seen, decide
+
+CHECK_EVERY = 5  # steps; each check waits for the device once
+
+
+@dataclass(frozen=True)
+class ForgetSet:
+    """The forget images as the loop sees them.
+
+    pixels: uint8 [n, channels, height, width], labels: int64 [n], forgotten: bool [c], true for
+    the classes to forget; all on the model's device.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    forgotten: Tensor
+    preprocessing: Preprocessing
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def inputs(self, index: Tensor) -> Tensor:
+        return normalise(self.pixels[index], self.preprocessing)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One check of a run: what the recent forget images showed, and what follows from it."""
+
+    seen: Seen
+    decision: Decision
+    learning_rate: float
+
+
+def unlearn(
+    model: nn.Module,
+    images: ForgetSet,
+    fisher: dict[str, Tensor],
+    *,
+    trained: list[str],
+    head: list[str],
+    weights: Weights,
+    schedule: Schedule,
+    answers: Tensor | None = None,
+) -> Iterator[Progress]:
+    """Move the `trained` parameters of `model`, in place, until the forget set is forgotten.
+
+    `fisher` holds the Fisher diagonal of every trained parameter at any scale; it may be empty
+    where beta is 0. `answers` are theta*'s logits on the forget set, [n, c], where the caller has
+    them already. The last Progress carries the reason for stopping. Raises PbuError, with
+    theta* restored, where the loss becomes NaN or infinite.
+    """
+    model.eval()
+    named = dict(model.named_parameters())
+    theta = [named[name] for name in trained]
+    theta_star = _copy(theta)
+    factors = [schedule.head_rate if name in set(head) else 1.0 for name in trained]
+    by_name = objective.penalty_weights(fisher, {n: named[n] for n in trained}, weights)
+    penalty = [by_name[name] for name in trained]
+    bounded = weights.delta > 0
+
+    with only_trained(model, theta):
+        if answers is None:
+            answers = logits(model, images.pixels, images.preprocessing)
+        reference = objective.restricted_log_softmax(answers, images.forgotten)
+        rate = calibrated_rate(model, images, answers, theta, factors, schedule)
+        optimiser = torch.optim.Adam(
+            [{"params": [p], "lr": rate * f} for p, f in zip(theta, factors, strict=True)]
+        )
+        window = _Window(schedule, images.pixels.device)
+        alpha = torch.full((), weights.alpha, device=images.pixels.device)
+        finite = torch.full((), True, device=images.pixels.device)
+        history: list[Seen] = []
+        sound = theta_star
+        for step, index in enumerate(_shuffled(len(images), schedule), start=1):
+            answers = model(images.inputs(index))
+            odds = objective.log_odds(answers, images.forgotten)
+            drift = objective.stability(answers, reference[index], images.forgotten)
+            if bounded:
+                loss = alpha * objective.excess_odds(odds, schedule.tau) + weights.delta * drift
+            else:
+                loss = alpha * objective.log_likelihood(answers, images.labels[index])
+            gradients = torch.autograd.grad(loss, theta)
+            pulls = objective.penalty_gradient(theta, theta_star, penalty)
+            for parameter, gradient, pull in zip(theta, gradients, pulls, strict=True):
+                parameter.grad = gradient.add_(pull)
+            share = 1 - (1 - schedule.last_rate) * (step - 1) / schedule.steps
+            for group, factor in zip(optimiser.param_groups, factors, strict=True):
+                group["lr"] = rate * factor * share
+            optimiser.step()
+            finite &= loss.detach().isfinite()
+            window.add(odds.detach(), drift.detach())
+            if bounded:
+                alpha = _adapted(alpha, window.recognised(), weights, schedule)
+            if step % CHECK_EVERY and step < schedule.steps:
+                continue
+            if not finite:
+                _restore(theta, theta_star)
+                raise PbuError(
+                    f"the loss became NaN or infinite by step {step} (learning rate {rate:.2g});"
+                    " nothing was written: lower --alpha, or check the checkpoint"
+                )
+            history.append(Seen(step, 100 * window.recognised().item(), window.drift().item()))
+            decision = decide(history, steps=schedule.steps, bounded=bounded)
+            if decision.action == "back off":
+                _restore(theta, sound)
+            else:
+                sound = _copy(theta)
+            yield Progress(history[-1], decision, rate)
+            if decision.action != "go on":
+                break
+        for parameter in theta:
+            parameter.grad = None
+
+
+def calibrated_rate(
+    model: nn.Module,
+    images: ForgetSet,
+    answers: Tensor,
+    theta: Sequence[Tensor],
+    factors: list[float],
+    schedule: Schedule,
+) -> float:
+    """The learning rate by which Adam's first `steps_to_goal` steps would reach the goal.
+
+    A step of sign descent at rate r lowers mean(o) by r * sum_i f_i |d mean(o) / d theta_i|, with
+    f the per-layer factors, so
+
+        r = mean relu(o - logit(tau)) / (steps_to_goal * sum_i f_i |d mean(o) / d theta_i|).
+
+    The excess is a mean over all forget images (`answers`, [n, c]), the slope over at most
+    `window` of them. 0 where everything is forgotten already.
+    """
+    odds = objective.log_odds(answers, images.forgotten)
+    excess = objective.excess_odds(odds, schedule.tau).item()
+    count = min(len(images), schedule.window)
+    sample = torch.linspace(0, len(images) - 1, count, device=answers.device).round().long()
+    slopes = [torch.zeros_like(parameter) for parameter in theta]
+    for index in sample.split(schedule.batch_size):
+        odds = objective.log_odds(model(images.inputs(index)), images.forgotten)
+        torch._foreach_add_(slopes, torch.autograd.grad(odds.sum() / count, theta))
+    slope = sum(f * s.abs().sum().item() for f, s in zip(factors, slopes, strict=True))
+    return excess / (schedule.steps_to_goal * slope) if slope > 0 else 0.0
+
+
+@contextmanager
+def only_trained(model: nn.Module, theta: list[nn.Parameter]) -> Iterator[None]:
+    """Gradients for `theta` alone, so that autograd never enters the frozen layers before it."""
+    chosen = {id(parameter) for parameter in theta}
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    for parameter, _ in before:
+        parameter.requires_grad_(id(parameter) in chosen)
+    try:
+        yield
+    finally:
+        for parameter, required in before:
+            parameter.requires_grad_(required)
+
+
+class _Window:
+    """The most recent forget images: odds and drift, on the device so that no step waits."""
+
+    def __init__(self, schedule: Schedule, device: torch.device) -> None:
+        self.odds = torch.zeros(0, device=device)
+        self.drifts = torch.zeros(0, device=device)
+        self.length = schedule.window
+        self.threshold = math.log(schedule.recognised / (1 - schedule.recognised))
+
+    def add(self, odds: Tensor, drift: Tensor) -> None:
+        self.odds = torch.cat([self.odds, odds])[-self.length :]
+        self.drifts = torch.cat([self.drifts, drift.expand(len(odds))])[-self.length :]
+
+    def recognised(self) -> Tensor:
+        return (self.odds > self.threshold).float().mean()
+
+    def drift(self) -> Tensor:
+        return self.drifts.mean()
+
+
+def _adapted(alpha: Tensor, recognised: Tensor, weights: Weights, schedule: Schedule) -> Tensor:
+    """alpha a little larger while too many images are recognised, else a little smaller."""
+    factor = torch.where(recognised > FORGOTTEN / 100, 1 + schedule.growth, 1 - schedule.growth)
+    return (alpha * factor).clamp(weights.alpha, schedule.ceiling * weights.alpha)
+
+
+def _shuffled(count: int, schedule: Schedule) -> Iterator[Tensor]:
+    """`steps` batches of indices, epoch after epoch, each in its own drawn order."""
+    generator = torch.Generator().manual_seed(schedule.seed)
+    size = min(schedule.batch_size, count)
+    order = torch.empty(0, dtype=torch.long)
+    for _ in range(schedule.steps):
+        if len(order) < size:
+            order = torch.randperm(count, generator=generator)
+        yield order[:size]
+        order = order[size:]
+
+
+def _copy(theta: list[nn.Parameter]) -> list[Tensor]:
+    return [parameter.detach().clone() for parameter in theta]
+
+
+@torch.no_grad()
+def _restore(theta: list[nn.Parameter], values: list[Tensor]) -> None:
+    for parameter, value in zip(theta, values, strict=True):
+        parameter.copy_(value)

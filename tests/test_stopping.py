@@ -1,0 +1,31 @@
+"""Stopping is a pure function of what was seen."""
+
+from pbu_cli.stopping import MOST_DRIFT, Seen, decide
+
+
+def test_an_unbounded_objective_stops_as_soon_as_the_class_is_forgotten():
+    decision = decide([Seen(10, 0.4, 0.3)], steps=1000, bounded=False)
+    assert decision.action == "stop"
+    assert "forgotten after 10 steps" in decision.reason
+
+
+def test_an_unbounded_objective_goes_on_while_the_class_is_recognised():
+    assert decide([Seen(10, 0.6, 0.3)], steps=1000, bounded=False).action == "go on"
+
+
+def test_a_bounded_objective_uses_its_steps():
+    assert decide([Seen(10, 0.0, 0.1)], steps=100, bounded=True).action == "go on"
+    last = decide([Seen(100, 0.0, 0.1)], steps=100, bounded=True)
+    assert last.action == "stop"
+    assert "all 100 steps taken, forgotten" in last.reason
+
+
+def test_steps_that_run_out_before_the_class_is_forgotten_say_so():
+    assert "not forgotten" in decide([Seen(100, 30.0, 0.1)], steps=100, bounded=True).reason
+
+
+def test_drift_past_the_limit_backs_off_whatever_else_holds():
+    for bounded in (True, False):
+        decision = decide([Seen(20, 0.0, MOST_DRIFT + 0.1)], steps=20, bounded=bounded)
+        assert decision.action == "back off"
+        assert "limit" in decision.reason
