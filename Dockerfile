@@ -7,7 +7,7 @@
 
 # Any image with Python >= 3.11, venv and pip. The default carries no CUDA, because torch's wheels
 # bring their own CUDA libraries and the NVIDIA container toolkit brings the host's driver:
-# nvidia/cuda:*-base would be twice as large, adds a libcudart that nothing loads, and no Python.
+# nvidia/cuda:*-base would only add a libcudart that nothing loads, and has no Python.
 ARG BASE=python:3.13-slim-trixie
 
 # Dependencies have a stage, and below a layer, of their own: a change in pbu_cli/ rebuilds and

@@ -10,7 +10,6 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from pbu_cli import images as pictures
 from pbu_cli.checkpoint import Checkpoint, read
 from pbu_cli.description import Description, describe
 from pbu_cli.errors import CheckpointError, InvalidUsage, PbuError
@@ -21,12 +20,12 @@ from pbu_cli.evidence import (
     rank_normalisations,
     settle_label,
 )
-from pbu_cli.images import Group, Images
+from pbu_cli.folders import Group, list_groups, split_by_subfolder
+from pbu_cli.images import SMALL, Images, common_size, decode
 from pbu_cli.logits import logits
 from pbu_cli.network import Network, load_network
 from pbu_cli.settings import Preprocessing
 
-OWN_SIZE_UP_TO = 96  # pixels; images of one size up to this were trained on as they are
 USUAL_SIZE = 224
 USUAL_SIZES = {"inception_v3": 299}
 
@@ -120,11 +119,16 @@ def assemble(
     they tell the label and its answers do not.
     """
     network = subject.network
-    groups, named = _by_class(pictures.list_groups(sources, stdin), wanted, subject)
+    listed = list_groups(sources, stdin)
+    groups, named = _by_class(listed, wanted, subject)
     size = _size(groups, wanted, subject, note)
     channels = wanted.channels or network.channels
-    images = pictures.decode(
+    images = decode(
         groups, channels=channels, size=size, skip_bad=wanted.skip_bad, progress=decoding
+    )
+    others = sum(len(group.ignored) for group in listed)
+    note(
+        "images", f"{len(images.pixels)} in {len(groups)} classes", f"{others} other files ignored"
     )
     given = _given_labels(wanted, groups, subject)
     known = [n if g is None else g for g, n in zip(given, named, strict=True)]
@@ -226,7 +230,7 @@ def _by_class(
             continue
         found += [
             (inner, label_from_name(inner.name, names, classes, strict=True))
-            for inner in pictures.split_by_subfolder(group)
+            for inner in split_by_subfolder(group)
         ]
     return tuple(group for group, _ in found), [label for _, label in found]
 
@@ -258,8 +262,8 @@ def _size(groups: Sequence[Group], wanted: Wanted, subject: Subject, note: Note)
     elif description.size is not None:
         size, source = description.size, description.source
     else:
-        own = pictures.common_size(groups)
-        if own is not None and max(own) <= OWN_SIZE_UP_TO:
+        own = common_size(groups)
+        if own is not None and max(own) <= SMALL:
             size, source = own, "the images' own size, the same for all"
         else:
             usual = USUAL_SIZES.get(network.builder or "", USUAL_SIZE)

@@ -27,7 +27,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-NETWORK, IMAGES, OUTPUT = "Network", "Images", "Output"
+NETWORK, IMAGES, OUTPUT = "Network", "Images", "Output"  # panels of --help
+CONTROL = (
+    "head mask: the original with the forgotten logit at minus infinity. It forgets nothing and",
+    "still gets A_Df = 0: what accuracy says has to be read against it.",
+)
 
 Checkpoint = Annotated[
     Path, typer.Argument(metavar="CHECKPOINT", help="A .safetensors, .pt, .pth or .th file.")
@@ -367,7 +371,8 @@ def unlearn(
             ("drift of the other classes' answers (nats)", "0.000", f"{done.drift:.3f}"),
             ("distance from theta* (relative)", "0.0000", f"{done.moved:.4f}"),
         ),
-        f"stopped: {done.reason}; A_Dr is unknown without retained images: pbu evaluate --retain\n"
+        f"stopped: {done.reason}",
+        "A_Dr is unknown without retained images: pbu evaluate --retain measures it",
         f"loaded in {loading:.1f} s, Fisher {measuring:.1f} s, unlearning and writing"
         f" {unlearning:.1f} s",
     )
@@ -459,10 +464,7 @@ def evaluate(
         f"Accuracy on {result.forgotten:,} forget and {retained} images (%)",
         ("", "A_Df", "95 %", "A_Dr", "95 %"),
         rows,
-        "head mask: the original with the forgotten logit at minus infinity. It forgets nothing and"
-        " gets A_Df = 0:\nwhat accuracy says has to be read against it."
-        if original is not None
-        else "",
+        *(CONTROL if original is not None else ()),
     )
     first = result.scores[0]
     classes = sorted({c for s in result.scores for c in s.per_class})
@@ -505,7 +507,8 @@ def demo(
     """Train a small network on real digits, then run fisher, unlearn and evaluate on it."""
     from pbu_cli import demo as digits
     from pbu_cli.case import choose_device
-    from pbu_cli.images import decode, list_groups, split_by_subfolder
+    from pbu_cli.folders import list_groups, split_by_subfolder
+    from pbu_cli.images import decode
 
     screen = _screen(False, False)[0]
     if output.exists() and (not output.is_dir() or any(output.iterdir())) and not force:

@@ -50,29 +50,23 @@ class Screen:
             self.err.print(Text("$ ", "bold green").append(printable(command, 2000), "bold"))
 
     def table(
-        self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str = ""
+        self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *captions: str
     ) -> None:
-        """The first column to the left, the numbers of all others to the right."""
+        """The first column to the left, the numbers of all others to the right; captions below."""
         if self.as_json:
             return
         terminal = self.out.is_terminal
-        table = Table(
-            title=title,
-            title_style="bold",
-            title_justify="left",
-            caption=caption or None,
-            caption_justify="left",
-            box=box.SIMPLE_HEAD if terminal else None,
-            pad_edge=terminal,
-        )
+        table = Table(box=box.SIMPLE_HEAD if terminal else None, pad_edge=terminal)
         for place, column in enumerate(columns):
-            table.add_column(
-                Text(column), justify="right" if place else "left", overflow="fold", no_wrap=False
-            )
+            table.add_column(Text(column), justify="right" if place else "left", overflow="fold")
         for row in rows:
             table.add_row(*(Text(printable(cell)) for cell in row))
+        # Title and caption stand outside: inside, rich would wrap them at the table's width.
+        self.out.print(Text(printable(title), "bold"), soft_wrap=True)
         self.out.print(table)
-        if not terminal:
+        for line in captions:
+            self.out.print(Text(printable(line), "dim"), soft_wrap=True)
+        if captions or not terminal:
             self.out.print()
 
     def line(self, text: str) -> None:

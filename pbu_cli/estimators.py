@@ -21,6 +21,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from pbu_cli.errors import ImageError
+
 
 def empirical(logits: Tensor, labels: Tensor) -> Iterator[Tensor]:
     """logits [n, j], labels [n] -> one column [n, j], the gradient of log p(labels).
@@ -28,6 +30,12 @@ def empirical(logits: Tensor, labels: Tensor) -> Iterator[Tensor]:
     >>> [v.tolist() for v in empirical(torch.zeros(1, 2), torch.tensor([1]))]
     [[[-0.5, 0.5]]]
     """
+    classes = logits.shape[1]
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise ImageError(
+            f"labels go from {int(labels.min())} to {int(labels.max())}, but the model has "
+            f"{classes} classes, 0 to {classes - 1}; give the label of the class to forget"
+        )
     yield _toward(logits.softmax(1), labels)
 
 

@@ -11,12 +11,12 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from pbu_cli import images as pictures
 from pbu_cli import metrics
 from pbu_cli.case import Case, Note, Subject, Wanted, assemble, load_subject
 from pbu_cli.errors import ImageError, printable
 from pbu_cli.evidence import label_from_name
-from pbu_cli.images import Group, Images
+from pbu_cli.folders import Group, list_groups, split_by_subfolder
+from pbu_cli.images import Images, decode
 from pbu_cli.logits import logits
 
 
@@ -147,7 +147,7 @@ def _retained(source: str, case: Case, wanted: Wanted, note: Note) -> tuple[Imag
     groups = [(group, label) for group, label in listed if label not in gone]
     if not groups:
         raise ImageError(f"{printable(source)}: holds no class but the forgotten; expected others")
-    images = pictures.decode(
+    images = decode(
         [group for group, _ in groups],
         channels=case.images.pixels.shape[1],
         size=case.preprocessing.size,
@@ -168,8 +168,8 @@ def _from_folder(source: str, case: Case) -> list[tuple[Group, int]]:
     alphabetical order, as torchvision's ImageFolder has it."""
     network = case.subject.network
     names = case.subject.description.label_names
-    (whole,) = pictures.list_groups([source], None)
-    groups = pictures.split_by_subfolder(whole)
+    (whole,) = list_groups([source], None)
+    groups = split_by_subfolder(whole)
     found = [label_from_name(g.name, names, network.num_classes, strict=True) for g in groups]
     known = [label for label in found if label is not None]
     if len(known) == len(groups) == len(set(known)):

@@ -17,6 +17,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointError
 
 from pbu_cli.errors import InvalidUsage, PbuError
 from pbu_cli.estimators import drawn, empirical, exact
@@ -113,7 +114,10 @@ def _plan(model: nn.Module, wanted: Parameters, x: Tensor) -> Plan:
     if not wanted:
         return Plan(0, {}, {}, ())
     _require(wanted, wanted)
-    proposal = propose(model, wanted, images, v)
+    try:
+        proposal = propose(model, wanted, images, v)
+    except CheckpointError:  # torch runs checkpointed layers again in backward, without the taps
+        return Plan(0, {}, dict.fromkeys(wanted, ALONE), ())
     found, looped = _zeros(wanted), _zeros(wanted)
     _add_at_once(model, wanted, proposal, images, v, columns, found)
     _add_alone(model, wanted, images, v, columns, looped)
@@ -166,6 +170,8 @@ def _add_at_once(
     totals: Totals,
 ) -> None:
     """Add the squares of all parameters but those that go image by image."""
+    if not plan.sites:
+        return
     pulled = {name: wanted[name] for name in plan.by(PULLED_BACK)}
     others = {*pulled, *plan.by(ALONE)}
     names = {id(parameter): name for name, parameter in wanted.items()}

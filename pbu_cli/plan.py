@@ -109,7 +109,7 @@ def propose(model: nn.Module, parameters: Mapping[str, nn.Parameter], x: Tensor,
 
 
 def _way(rules: list[str], left: bool) -> str:
-    """From the rules at a parameter's sites ("" where it only is a part of what is used) to its way.
+    """From the rules at a parameter's sites ("" where it is a part of what is used) to its way.
 
     >>> _way(["conv"], False), _way(["conv", "conv"], False), _way([""], False), _way([], True)
     ('conv', 'pulled back', 'pulled back', 'image by image')

@@ -10,11 +10,15 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 suite=${SUITE:-bookworm}
 read -ra args <<<"${ARGS:-demo --output demo}"
 TMPDIR=$(mktemp -d "${TMPDIR:-/var/tmp}/pbu-container.XXXXXX")
-export TMPDIR STORAGE_DRIVER=${STORAGE_DRIVER:-vfs} BUILDAH_ISOLATION=chroot
+export TMPDIR BUILDAH_ISOLATION=chroot
 say() { printf '%s %4ds  %s\n' '==' "$SECONDS" "$*"; }
-buildah() { command buildah --root "$TMPDIR/storage" --runroot "$TMPDIR/run" "$@"; }
+buildah() { # with --root it takes the driver from the option alone, not from the environment
+    command buildah --root "$TMPDIR/storage" --runroot "$TMPDIR/run" \
+        --storage-driver "${STORAGE_DRIVER:-vfs}" "$@"
+}
 remove() {
     buildah rm --all >/dev/null || true
+    umount "$TMPDIR/storage/overlay" 2>/dev/null || true # overlay's own mount, which rm leaves
     if grep -F " $TMPDIR/" /proc/self/mountinfo; then
         echo "still mounted, so not removed: $TMPDIR" >&2
     else

@@ -40,7 +40,7 @@ def errors(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> tuple[float, 
 
 @torch.no_grad()
 def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
-    """In float64 with nothing degenerate: no zero bias, no layer scale of 1e-6, no unit variance."""
+    """In float64, nothing degenerate: no zero bias, no layer scale of 1e-6, no unit variance."""
     generator = torch.Generator().manual_seed(seed)
 
     def uniform(like: Tensor, low: float, high: float) -> Tensor:

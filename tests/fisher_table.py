@@ -20,18 +20,18 @@ OPTIONS = {
     "googlenet": {"init_weights": False},
     "inception_v3": {"init_weights": False},
 }
-NAMES = (
-    "resnet34 resnext50_32x4d wide_resnet50_2 densenet121 convnext_tiny vit_b_16 swin_t swin_v2_t "
-    "efficientnet_b0 efficientnet_v2_s regnet_x_400mf regnet_y_400mf mobilenet_v2 "
-    "mobilenet_v3_small mnasnet0_5 shufflenet_v2_x0_5 maxvit_t googlenet inception_v3 "
-    "squeezenet1_0 squeezenet1_1 vgg11 vgg11_bn alexnet"
-).split()
+NAMES = """
+resnet34 resnext50_32x4d wide_resnet50_2 densenet121 convnext_tiny vit_b_16 swin_t swin_v2_t
+efficientnet_b0 efficientnet_v2_s regnet_x_400mf regnet_y_400mf mobilenet_v2 mobilenet_v3_small
+mnasnet0_5 shufflenet_v2_x0_5 maxvit_t googlenet inception_v3 squeezenet1_0 squeezenet1_1 vgg11
+vgg11_bn alexnet
+"""
 
 
 def main(names: list[str]) -> None:
     head = f"{'model':<20}{'estimator':<11}{'whole':>9}{'worst':>9}{'loop s':>8}{'pass s':>8}  ways"
     print(head)
-    for name in names or NAMES:
+    for name in names or NAMES.split():
         model = randomised(models.get_model(name, num_classes=4, **OPTIONS.get(name, {})))
         size = SIZES.get(name, 64 if name in ("alexnet", "squeezenet1_0") else 32)
         generator = torch.Generator().manual_seed(1)
