@@ -63,13 +63,14 @@ def fisher_diagonal(
     if estimator == "mc" and draws < 1:
         raise InvalidUsage(f"the number of draws has to be 1 or more, got {draws}")
     wanted = _named(model, parameters)
-    totals = _zeros(wanted)
     generator = torch.Generator().manual_seed(seed)
     plans: dict[torch.Size, Plan] = {}
     with _at_rest(model):
-        for x, labels in batches:
-            if len(x) == 0:
+        totals = _zeros(wanted)
+        for images, labels in batches:
+            if len(images) == 0:
                 continue
+            x = images.clone() if images.is_inference() else images
             if x.shape[1:] not in plans:
                 plans[x.shape[1:]] = _plan(model, wanted, x)
             given = labels.to(x.device)
