@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from pbu_cli.errors import ImageError, InvalidUsage
 from pbu_cli.folders import Group, list_groups, split_by_subfolder
