@@ -438,14 +438,14 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Measure what is forgotten and what is kept, beside the original and a free control."""
-    from pbu_cli import evaluate as evaluation
     from pbu_cli.console import percent
     from pbu_cli.criteria import parse, unmet
+    from pbu_cli.evaluation import evaluate as measure
 
     screen, log = _screen(as_json, quiet)
     wanted = _wanted(arch, label, mean, std, size, channels, device, batch_size, skip_bad)
     criteria = [parse(text) for text in require or ()]
-    result = evaluation.evaluate(
+    result = measure(
         checkpoint,
         forget,
         wanted,

@@ -20,7 +20,7 @@ from pbu_cli.logits import batches, logits
 from pbu_cli.model import load
 from pbu_cli.objective import restricted_log_softmax, stability
 from pbu_cli.settings import FORGOTTEN, Estimator, Schedule, Weights
-from pbu_cli.unlearn import ForgetSet, Progress, unlearn
+from pbu_cli.unlearning import ForgetSet, Progress, unlearn
 
 FISHER_BATCH = 64
 

@@ -3,13 +3,14 @@
     F = sum over images n, sum over columns v[n] of (J_n^T v[n])^2,    J_n = dz_n / dtheta
 
 with the columns of `estimators.py`. All columns share one forward pass. `plan.py` says where
-`taps.py` has to tap it, and the rules of `layer_rules.py` square and sum what comes out. Sums over
-the images, not means; the square of a batch's mean gradient is not the Fisher information.
+`taps.py` has to tap it, the rules of `layer_rules.py` give each image's gradients there, and
+`squares.py` adds up their squares. Sums over the images, not means; the square of a batch's mean
+gradient is not the Fisher information.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from math import inf, isfinite, sqrt
@@ -21,19 +22,12 @@ from torch.utils.checkpoint import CheckpointError
 
 from pbu_cli.errors import InvalidUsage, PbuError
 from pbu_cli.estimators import drawn, empirical, exact
-from pbu_cli.layers import Call
-from pbu_cli.plan import ALONE, PULLED_BACK, Plan, propose, tolerance
-from pbu_cli.taps import Operands, checked_logits, raise_changed, tapped
+from pbu_cli.plan import ALONE, Plan, propose, tolerance
+from pbu_cli.squares import Columns, Parameters, Totals, add, add_alone, add_at_once, require, zeros
+from pbu_cli.taps import checked_logits
 
 Estimator = Literal["empirical", "exact", "mc"]
-Columns = Callable[[Tensor, Tensor], Iterable[Tensor]]  # (logits [n, C], given [n]) -> v [n, C]
-Parameters = Mapping[str, nn.Parameter]
-Totals = dict[str, Tensor]
-
 COLUMNS: Mapping[str, Columns] = {"empirical": empirical, "exact": exact, "mc": drawn}
-
-# Numbers held for gradients of single images that are to be pulled back: 256 MB in fp32.
-_HELD = 1 << 26
 
 
 def fisher_diagonal(
@@ -66,7 +60,7 @@ def fisher_diagonal(
     generator = torch.Generator().manual_seed(seed)
     plans: dict[torch.Size, Plan] = {}
     with _at_rest(model):
-        totals = _zeros(wanted)
+        totals = zeros(wanted)
         for images, labels in batches:
             if len(images) == 0:
                 continue
@@ -76,7 +70,7 @@ def fisher_diagonal(
             given = labels.to(x.device)
             if estimator == "mc":
                 given = torch.rand(len(x), draws, dtype=torch.float64, generator=generator)
-            _add(model, wanted, plans[x.shape[1:]], x, given, COLUMNS[estimator], totals)
+            add(model, wanted, plans[x.shape[1:]], x, given, COLUMNS[estimator], totals)
     broken = [name for name, total in totals.items() if not total.isfinite().all()]
     if broken:
         raise PbuError(
@@ -114,14 +108,14 @@ def _plan(model: nn.Module, wanted: Parameters, x: Tensor) -> Plan:
 
     if not wanted:
         return Plan(0, {}, {}, ())
-    _require(wanted, wanted)
+    require(wanted, wanted)
     try:
         proposal = propose(model, wanted, images, v)
     except CheckpointError:  # torch runs checkpointed layers again in backward, without the taps
         return Plan(0, {}, dict.fromkeys(wanted, ALONE), ())
-    found, looped = _zeros(wanted), _zeros(wanted)
-    _add_at_once(model, wanted, proposal, images, v, columns, found)
-    _add_alone(model, wanted, images, v, columns, looped)
+    found, looped = zeros(wanted), zeros(wanted)
+    add_at_once(model, wanted, proposal, images, v, columns, found)
+    add_alone(model, wanted, images, v, columns, looped)
     wrong = [name for name in wanted if not _agree(found[name], looped[name], looped)]
     return replace(proposal, ways={**proposal.ways, **dict.fromkeys(wrong, ALONE)})
 
@@ -136,115 +130,6 @@ def _agree(found: Tensor, looped: Tensor, all_looped: Totals) -> bool:
     mean = sum(float(t.sum()) for t in whole) / sum(t.numel() for t in whole)
     noise = mean * (10 * torch.finfo(found.dtype).eps) ** 2 * sqrt(found.numel())
     return float((found - looped).norm()) <= tolerance(found.dtype) * float(looped.norm()) + noise
-
-
-# The two ways over one batch
-
-
-def _add(
-    model: nn.Module,
-    wanted: Parameters,
-    plan: Plan,
-    x: Tensor,
-    given: Tensor,
-    columns: Columns,
-    totals: Totals,
-) -> None:
-    """Add one batch to `totals`, each parameter in its way."""
-    held = sum(wanted[name].numel() for name in plan.by(PULLED_BACK))
-    rows = max(1, _HELD // held) if held else len(x)
-    for start in range(0, len(x), rows):
-        part = slice(start, start + rows)
-        _add_at_once(model, wanted, plan, x[part], given[part], columns, totals)
-    alone = {name: wanted[name] for name in plan.by(ALONE)}
-    if alone:
-        _add_alone(model, alone, x, given, columns, totals)
-
-
-def _add_at_once(
-    model: nn.Module,
-    wanted: Parameters,
-    plan: Plan,
-    x: Tensor,
-    given: Tensor,
-    columns: Columns,
-    totals: Totals,
-) -> None:
-    """Add the squares of all parameters but those that go image by image."""
-    if not plan.sites:
-        return
-    pulled = {name: wanted[name] for name in plan.by(PULLED_BACK)}
-    others = {*pulled, *plan.by(ALONE)}
-    names = {id(parameter): name for name, parameter in wanted.items()}
-    met: list[str] = []
-    owed: list[tuple[Tensor, Tensor]] = []
-
-    def show(number: int, call: Call, operands: Operands, a: Tensor | None, g: Tensor) -> None:
-        site = plan.sites[number]
-        g = _wide(site.images_first(g, len(x)))
-        a = g if a is None else _wide(site.images_first(a, len(x)))
-        for slot, operand in operands.items():
-            rule, name = site.layer.rules[slot], names.get(id(operand), "")
-            if name and name not in others:
-                totals[name] += rule.squared(call, a, g, operand.shape)
-            elif operand.requires_grad:
-                owed.append((operand, rule.each(call, a, g, operand.shape).to(operand.dtype)))
-
-    def at_output(number: int, operands: Operands, z: Tensor) -> None:
-        met.extend(names.get(id(operand), "") for operand in operands.values())
-
-    _require(wanted, pulled)
-    logits, anchor, calls = tapped(model, x, plan.sites, show, at_output)
-    if (calls, tuple(met)) != (plan.calls, plan.met):
-        raise_changed()
-    if not logits.requires_grad:
-        return
-    for v in columns(logits.detach(), given):
-        torch.autograd.grad(logits, anchor, v.to(logits), retain_graph=True, allow_unused=True)
-        _pull_back(owed, pulled, totals)
-        owed.clear()
-
-
-def _pull_back(owed: list[tuple[Tensor, Tensor]], pulled: Parameters, totals: Totals) -> None:
-    """owed: what is made of parameters, and the gradient [n, ...] there of every image n.
-
-    Uses add up before the square: a weight used twice has one gradient.
-    """
-    if not owed:
-        return
-    operands, gradients = zip(*owed, strict=True)
-    for of_image in zip(*gradients, strict=True):
-        found = torch.autograd.grad(
-            operands, list(pulled.values()), of_image, retain_graph=True, allow_unused=True
-        )
-        _add_square(totals, pulled, found)
-
-
-def _add_alone(
-    model: nn.Module,
-    alone: Parameters,
-    x: Tensor,
-    given: Tensor,
-    columns: Columns,
-    totals: Totals,
-) -> None:
-    """Add the squares of `alone` by plain autograd, one image and one column at a time."""
-    _require(alone, alone)
-    for n in range(len(x)):
-        logits = checked_logits(model(x[n : n + 1]), 1)
-        if not logits.requires_grad:
-            continue
-        for v in columns(logits.detach(), given[n : n + 1]):
-            found = torch.autograd.grad(
-                logits, list(alone.values()), v.to(logits), retain_graph=True, allow_unused=True
-            )
-            _add_square(totals, alone, found)
-
-
-def _add_square(totals: Totals, parameters: Parameters, found: Iterable[Tensor | None]) -> None:
-    for name, g in zip(parameters, found, strict=True):
-        if g is not None:
-            totals[name] += _wide(g).square()
 
 
 # The model's state
@@ -274,12 +159,6 @@ def _at_rest(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _require(wanted: Parameters, asking: Collection[str]) -> None:
-    """Of `wanted`, exactly `asking` require a gradient from now on."""
-    for name, parameter in wanted.items():
-        parameter.requires_grad_(name in asking)
-
-
 def _named(model: nn.Module, names: Collection[str] | None) -> dict[str, nn.Parameter]:
     """The wanted parameters in the model's order; a tied one goes by its first name."""
     known = dict(model.named_parameters())
@@ -297,12 +176,3 @@ def _named(model: nn.Module, names: Collection[str] | None) -> dict[str, nn.Para
             "gradient; load the model in floating point, or leave the parameter out"
         )
     return {name: parameter for name, parameter in known.items() if name in wanted}
-
-
-def _zeros(parameters: Parameters) -> Totals:
-    return {name: _wide(torch.zeros_like(p.detach())) for name, p in parameters.items()}
-
-
-def _wide(t: Tensor) -> Tensor:
-    """At least fp32: squares of half-precision gradients vanish."""
-    return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from pbu_cli.errors import InvalidUsage
+
 Estimator = Literal["empirical", "exact", "mc"]
 
 SCHEMA = 1  # version of every JSON document and Fisher file that pbu writes
+HEAVIEST = 1e6  # weight of a term; the defaults are between 0.1 and 100
 FORGOTTEN = 0.5  # percent of the forget images that may still be recognised
 
 
@@ -22,13 +25,13 @@ class Weights:
     alpha: float = 1.0  # forgetting: how much the class's likelihood weighs
     beta: float = 0.1  # Fisher-weighted distance from theta*
     gamma: float = 0.1  # plain squared distance from theta*
-    delta: float = 30.0  # stability of the answers among the other classes
+    delta: float = 100.0  # stability of the answers among the other classes
 
     def __post_init__(self) -> None:
         for name in ("alpha", "beta", "gamma", "delta"):
             value = getattr(self, name)
-            if not 0 <= value < float("inf"):
-                raise ValueError(f"{name} is {value}; expected a finite number of at least 0")
+            if not 0 <= value <= HEAVIEST:
+                raise InvalidUsage(f"--{name} {value:g}: expected a number from 0 to {HEAVIEST:g}")
 
 
 @dataclass(frozen=True)

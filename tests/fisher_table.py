@@ -7,6 +7,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
+from typing import Any
 
 import torch
 from torchvision import models
@@ -15,7 +16,7 @@ from pbu_cli.fisher import fisher_diagonal, plan
 from tests.fisher_oracle import errors, fisher_loop, randomised
 
 SIZES = {"inception_v3": 75, "maxvit_t": 224, "swin_t": 64, "swin_v2_t": 64, "googlenet": 64}
-OPTIONS = {
+OPTIONS: dict[str, dict[str, Any]] = {
     "vit_b_16": {"image_size": 32},
     "googlenet": {"init_weights": False},
     "inception_v3": {"init_weights": False},

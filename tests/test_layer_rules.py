@@ -23,7 +23,7 @@ def per_image(
     forward: Callable[[Tensor, Tensor], Tensor], a: Tensor, g: Tensor, p: Tensor
 ) -> Tensor:
     """[n, *p.shape] by one backward pass for each image."""
-    rows = []
+    rows: list[Tensor] = []
     for a_n, g_n in zip(a, g, strict=True):
         leaf = p.clone().requires_grad_()
         rows += torch.autograd.grad(forward(a_n, leaf), leaf, g_n)
@@ -54,7 +54,7 @@ def test_linear(positions: int, chunk: int, monkeypatch: pytest.MonkeyPatch) -> 
     torch.testing.assert_close(linear_squared(a, g), wanted.square().sum(0))
 
 
-CONVS = [
+CONVS: list[Callable[..., Tensor]] = [
     torch.nn.functional.conv1d,
     torch.nn.functional.conv2d,
     torch.nn.functional.conv3d,

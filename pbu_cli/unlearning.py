@@ -87,7 +87,7 @@ def unlearn(
         optimiser = torch.optim.Adam(
             [{"params": [p], "lr": rate * f} for p, f in zip(theta, factors, strict=True)]
         )
-        window = _Window(schedule, images.pixels.device)
+        window = _Window(schedule, len(images), images.pixels.device)
         alpha = torch.full((), weights.alpha, device=images.pixels.device)
         finite = torch.full((), True, device=images.pixels.device)
         history: list[Seen] = []
@@ -180,10 +180,11 @@ def only_trained(model: nn.Module, theta: list[nn.Parameter]) -> Iterator[None]:
 class _Window:
     """The most recent forget images: odds and drift, on the device so that no step waits."""
 
-    def __init__(self, schedule: Schedule, device: torch.device) -> None:
+    def __init__(self, schedule: Schedule, count: int, device: torch.device) -> None:
         self.odds = torch.zeros(0, device=device)
         self.drifts = torch.zeros(0, device=device)
-        self.length = schedule.window
+        # As many batches of a small forget set as of a large one.
+        self.length = schedule.window * min(count, schedule.batch_size) // schedule.batch_size
         self.threshold = math.log(schedule.recognised / (1 - schedule.recognised))
 
     def add(self, odds: Tensor, drift: Tensor) -> None:

@@ -1,0 +1,146 @@
+"""Squared gradients of single images, summed over one batch: at once, or image by image.
+
+    totals += sum over images n, sum over columns v[n] of (J_n^T v[n])^2,    J_n = dz_n / dtheta
+
+`add_at_once` takes one forward pass over the batch and one backward pass for each column, tapped
+as `plan.py` found; `add_alone` is plain autograd on one image at a time, for what is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from pbu_cli.layers import Call
+from pbu_cli.plan import ALONE, PULLED_BACK, Plan
+from pbu_cli.taps import Operands, checked_logits, raise_changed, tapped
+
+Columns = Callable[[Tensor, Tensor], Iterable[Tensor]]  # (logits [n, C], given [n]) -> v [n, C]
+Parameters = Mapping[str, nn.Parameter]
+Totals = dict[str, Tensor]
+
+# Numbers held for gradients of single images that are to be pulled back: 256 MB in fp32.
+_HELD = 1 << 26
+
+
+def add(
+    model: nn.Module,
+    wanted: Parameters,
+    plan: Plan,
+    x: Tensor,
+    given: Tensor,
+    columns: Columns,
+    totals: Totals,
+) -> None:
+    """Add one batch to `totals`, each parameter in its way."""
+    held = sum(wanted[name].numel() for name in plan.by(PULLED_BACK))
+    rows = max(1, _HELD // held) if held else len(x)
+    for start in range(0, len(x), rows):
+        part = slice(start, start + rows)
+        add_at_once(model, wanted, plan, x[part], given[part], columns, totals)
+    alone = {name: wanted[name] for name in plan.by(ALONE)}
+    if alone:
+        add_alone(model, alone, x, given, columns, totals)
+
+
+def add_at_once(
+    model: nn.Module,
+    wanted: Parameters,
+    plan: Plan,
+    x: Tensor,
+    given: Tensor,
+    columns: Columns,
+    totals: Totals,
+) -> None:
+    """Add the squares of all parameters but those that go image by image."""
+    if not plan.sites:
+        return
+    pulled = {name: wanted[name] for name in plan.by(PULLED_BACK)}
+    others = {*pulled, *plan.by(ALONE)}
+    names = {id(parameter): name for name, parameter in wanted.items()}
+    met: list[str] = []
+    owed: list[tuple[Tensor, Tensor]] = []
+
+    def show(number: int, call: Call, operands: Operands, a: Tensor | None, g: Tensor) -> None:
+        site = plan.sites[number]
+        g = _wide(site.images_first(g, len(x)))
+        a = g if a is None else _wide(site.images_first(a, len(x)))
+        for slot, operand in operands.items():
+            rule, name = site.layer.rules[slot], names.get(id(operand), "")
+            if name and name not in others:
+                totals[name] += rule.squared(call, a, g, operand.shape)
+            elif operand.requires_grad:
+                owed.append((operand, rule.each(call, a, g, operand.shape).to(operand.dtype)))
+
+    def at_output(number: int, operands: Operands, z: Tensor) -> None:
+        met.extend(names.get(id(operand), "") for operand in operands.values())
+
+    require(wanted, pulled)
+    logits, anchor, calls = tapped(model, x, plan.sites, show, at_output)
+    if (calls, tuple(met)) != (plan.calls, plan.met):
+        raise_changed()
+    if not logits.requires_grad:
+        return
+    for v in columns(logits.detach(), given):
+        torch.autograd.grad(logits, anchor, v.to(logits), retain_graph=True, allow_unused=True)
+        _pull_back(owed, pulled, totals)
+        owed.clear()
+
+
+def _pull_back(owed: list[tuple[Tensor, Tensor]], pulled: Parameters, totals: Totals) -> None:
+    """owed: what is made of parameters, and the gradient [n, ...] there of every image n.
+
+    Uses add up before the square: a weight used twice has one gradient.
+    """
+    if not owed:
+        return
+    operands, gradients = zip(*owed, strict=True)
+    for of_image in zip(*gradients, strict=True):
+        found = torch.autograd.grad(
+            operands, list(pulled.values()), of_image, retain_graph=True, allow_unused=True
+        )
+        _add_square(totals, pulled, found)
+
+
+def add_alone(
+    model: nn.Module,
+    alone: Parameters,
+    x: Tensor,
+    given: Tensor,
+    columns: Columns,
+    totals: Totals,
+) -> None:
+    """Add the squares of `alone` by plain autograd, one image and one column at a time."""
+    require(alone, alone)
+    for n in range(len(x)):
+        logits = checked_logits(model(x[n : n + 1]), 1)
+        if not logits.requires_grad:
+            continue
+        for v in columns(logits.detach(), given[n : n + 1]):
+            found = torch.autograd.grad(
+                logits, list(alone.values()), v.to(logits), retain_graph=True, allow_unused=True
+            )
+            _add_square(totals, alone, found)
+
+
+def _add_square(totals: Totals, parameters: Parameters, found: Iterable[Tensor | None]) -> None:
+    for name, g in zip(parameters, found, strict=True):
+        if g is not None:
+            totals[name] += _wide(g).square()
+
+
+def require(wanted: Parameters, asking: Collection[str]) -> None:
+    """Of `wanted`, exactly `asking` require a gradient from now on."""
+    for name, parameter in wanted.items():
+        parameter.requires_grad_(name in asking)
+
+
+def zeros(parameters: Parameters) -> Totals:
+    return {name: _wide(torch.zeros_like(p.detach())) for name, p in parameters.items()}
+
+
+def _wide(t: Tensor) -> Tensor:
+    """At least fp32: squares of half-precision gradients vanish."""
+    return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t

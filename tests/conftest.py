@@ -1,0 +1,78 @@
+"""What several test files share: a real small case, trained once, and the data of ../shared."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from pbu_cli.__main__ import run
+from pbu_cli.demo import DemoFiles, train, write_checkpoint, write_digits
+from pbu_cli.folders import list_groups, split_by_subfolder
+from pbu_cli.images import decode
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What one command line did."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def pbu(capfd: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    """Run a command line in this process, through the same door as the console script."""
+
+    def call(*arguments: object) -> Ran:
+        capfd.readouterr()
+        code = run([str(argument) for argument in arguments])
+        captured = capfd.readouterr()
+        return Ran(code, captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> DemoFiles:
+    """The demo's digits and a ResNet-18 trained on them, on disk. Not to be written to."""
+    files = write_digits(tmp_path_factory.mktemp("digits"))
+    groups = split_by_subfolder(list_groups([str(files.train)])[0])
+    images = decode(groups, channels=1)
+    network = train(images.pixels, images.group, torch.device("cpu"))
+    write_checkpoint(network, files.checkpoint)
+    return files
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of checkpoints beside the project; only CI has to have it."""
+    if not SHARED.is_dir():
+        if os.environ.get("CI"):
+            pytest.fail(f"{SHARED} is missing in CI")
+        pytest.skip(f"{SHARED} is not here: its checkpoints and images are not part of the project")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def mnist(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _unpacked(shared / "data" / "mnist.tar.xz", tmp_path_factory.mktemp("mnist"))
+
+
+@pytest.fixture(scope="session")
+def cifar10(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _unpacked(shared / "data" / "cifar10.tar.xz", tmp_path_factory.mktemp("cifar10"))
+
+
+def _unpacked(archive: Path, folder: Path) -> Path:
+    with tarfile.open(archive) as file:
+        file.extractall(folder, filter="data")
+    return folder

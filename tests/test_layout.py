@@ -1,0 +1,125 @@
+"""The layout: who may import whom, and what stays out of start-up. `pytest -s` prints the order."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "pbu_cli"
+
+# A module imports only from modules above it in this list.
+ORDER = [
+    "errors",
+    "settings",
+    "checkpoint",
+    "description",
+    "architecture",
+    "model",
+    "network",
+    "stages",
+    "folders",
+    "images",
+    "logits",
+    "layer_rules",
+    "layers",
+    "estimators",
+    "taps",
+    "plan",
+    "fisher",
+    "objective",
+    "stopping",
+    "unlearning",
+    "metrics",
+    "evidence",
+    "case",
+    "fisher_file",
+    "commands",
+    "evaluation",
+    "criteria",
+    "demo",
+    "console",
+    "cli",
+    "__main__",
+]
+NUMERIC = {
+    "layers", "layer_rules", "estimators", "taps", "plan", "fisher", "objective", "stopping",
+    "metrics",
+}  # fmt: skip
+OUTSIDE_NUMERIC = {"typer", "rich", "safetensors", "torchvision", "PIL", "pathlib", "os"}
+
+
+def imports(module: str) -> tuple[set[str], set[str]]:
+    """(modules of the package, top-level modules of others) imported anywhere in a module."""
+    own, other = set(), set()
+    tree = ast.parse((PACKAGE / f"{module}.py").read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            other |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module == "pbu_cli":
+            own |= {a.name for a in node.names if (PACKAGE / f"{a.name}.py").exists()}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pbu_cli."):
+            own.add((node.module or "").split(".")[1])
+        elif isinstance(node, ast.ImportFrom):
+            other.add((node.module or "").partition(".")[0])
+    return own, other
+
+
+def test_every_module_has_its_place() -> None:
+    found = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    assert found == set(ORDER)
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_modules_import_only_from_above(module: str) -> None:
+    own, _ = imports(module)
+    print(f"{module:<13} <- {', '.join(sorted(own, key=ORDER.index)) or '-'}")
+    below = own & set(ORDER[ORDER.index(module) :])
+    assert not below, f"{module} imports {below}, which stand below it"
+
+
+@pytest.mark.parametrize("module", sorted(NUMERIC))
+def test_numeric_modules_know_nothing_of_files_and_screens(module: str) -> None:
+    assert not imports(module)[1] & OUTSIDE_NUMERIC
+
+
+def test_rich_and_typer_have_one_importer_each() -> None:
+    for name, place in (("rich", "console"), ("typer", "cli")):
+        assert [module for module in ORDER if name in imports(module)[1]] == [place]
+
+
+HELPS = [[], ["fisher"], ["unlearn"], ["evaluate"], ["demo"]]
+CHECK = """
+import sys
+from pbu_cli.__main__ import run
+code = run({arguments!r})
+heavy = {{"torch", "torchvision", "numpy", "PIL", "sklearn"}} & set(sys.modules)
+sys.exit(f"loaded {{heavy}}" if heavy else code)
+"""
+
+
+@pytest.mark.parametrize("command", HELPS, ids=lambda command: " ".join(command) or "pbu")
+@pytest.mark.parametrize("flag", ["--help", "--nonsense", "--version"])
+def test_help_and_usage_errors_load_nothing_heavy(command: list[str], flag: str) -> None:
+    if flag == "--version" and command:
+        pytest.skip("--version belongs to pbu itself")
+    done = subprocess.run(
+        [sys.executable, "-c", CHECK.format(arguments=[*command, flag])],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == (2 if flag == "--nonsense" else 0), done.stderr
+    assert "loaded" not in done.stderr
+
+
+def test_importing_the_package_loads_nothing_and_exports_the_library() -> None:
+    code = (
+        "import sys, pbu_cli; assert 'torch' not in sys.modules;"
+        "pbu_cli.fisher_diagonal; assert 'torch' in sys.modules;"
+        "assert all(callable(getattr(pbu_cli, name)) for name in pbu_cli.__all__)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,186 @@
+"""The loop: what it promises of the model it works on, and when it ends."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from pbu_cli.errors import PbuError
+from pbu_cli.fisher import fisher_diagonal
+from pbu_cli.logits import batches, logits
+from pbu_cli.settings import Preprocessing, Schedule, Weights
+from pbu_cli.stopping import MOST_DRIFT
+from pbu_cli.unlearning import CHECK_EVERY, ForgetSet, Progress, unlearn
+
+UNIT = Preprocessing((6, 6), (0.5,), (0.25,))
+CLASSES = 4
+
+
+@pytest.fixture(scope="module")
+def trained() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+    """A small CNN with BatchNorm that tells apart four kinds of noisy images, and the images."""
+    torch.manual_seed(0)
+    patterns = torch.randint(0, 256, (CLASSES, 1, 6, 6)).float()
+    labels = torch.arange(400) % CLASSES
+    noise = 40 * torch.randn(400, 1, 6, 6)
+    pixels = (patterns[labels] * 0.6 + 50 + noise).clamp(0, 255).to(torch.uint8)
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.Flatten(),
+        nn.Linear(128, 16), nn.ReLU(), nn.Linear(16, CLASSES),
+    )  # fmt: skip
+    optimiser = torch.optim.Adam(model.parameters(), 3e-3)
+    for _ in range(15):
+        for x, y in batches(pixels, labels, UNIT, 50, torch.device("cpu")):
+            optimiser.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimiser.step()
+    model.eval()
+    assert (logits(model, pixels, UNIT).argmax(1) == labels).float().mean() > 0.98
+    return model, pixels, labels
+
+
+def forget_set(pixels: torch.Tensor, labels: torch.Tensor, *classes: int) -> ForgetSet:
+    chosen = torch.isin(labels, torch.tensor(classes))
+    mask = torch.zeros(CLASSES, dtype=torch.bool)
+    mask[list(classes)] = True
+    return ForgetSet(pixels[chosen], labels[chosen], mask, UNIT)
+
+
+def forgotten(
+    trained: tuple[nn.Module, torch.Tensor, torch.Tensor],
+    *classes: int,
+    weights: Weights | None = None,
+    schedule: Schedule | None = None,
+) -> tuple[nn.Module, list[Progress]]:
+    model, pixels, labels = trained
+    model = copy.deepcopy(model)
+    images = forget_set(pixels, labels, *classes)
+    names = [name for name, _ in model.named_parameters() if not name.startswith(("0", "1"))]
+    data = batches(images.pixels, images.labels, UNIT, 50, torch.device("cpu"))
+    fisher = fisher_diagonal(model, data, parameters=names)
+    head = [name for name in names if name.startswith("6")]
+    run = unlearn(
+        model, images, fisher, trained=names, head=head,
+        weights=weights or Weights(), schedule=schedule or Schedule(),
+    )  # fmt: skip
+    return model, list(run)
+
+
+def accuracies(model: nn.Module, pixels: torch.Tensor, labels: torch.Tensor, *classes: int):
+    right = logits(model, pixels, UNIT).argmax(1) == labels
+    gone = torch.isin(labels, torch.tensor(classes))
+    return (
+        100 * right[gone].float().mean().item(),
+        100 * right[~gone].float().mean().item(),
+    )
+
+
+def test_the_class_goes_and_the_others_stay(trained):
+    model, records = forgotten(trained, 2)
+    a_df, a_dr = accuracies(model, *trained[1:], 2)
+    assert a_df <= 1
+    assert a_dr >= accuracies(*trained, 2)[1] - 1
+    assert records[-1].decision.action == "stop"
+
+
+def test_two_classes_at_once(trained):
+    model, _ = forgotten(trained, 0, 3)
+    a_df, a_dr = accuracies(model, *trained[1:], 0, 3)
+    assert a_df <= 1
+    assert a_dr >= 98
+
+
+def test_only_the_trained_parameters_move_and_no_buffer_does(trained):
+    model, _ = forgotten(trained, 1)
+    before = trained[0].state_dict()
+    for name, value in model.state_dict().items():
+        moved = not torch.equal(value, before[name])
+        assert moved == name.startswith(("4", "6")), name
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_the_same_seed_is_the_same_result_and_another_is_not(trained):
+    states = [
+        forgotten(trained, 1, schedule=Schedule(seed=seed, steps=20))[0].state_dict()["6.weight"]
+        for seed in (0, 0, 1)
+    ]
+    assert torch.equal(states[0], states[1])
+    assert not torch.equal(states[0], states[2])
+
+
+@pytest.mark.parametrize("steps", [100, 1000])
+def test_the_papers_objective_stops_by_itself_with_the_network_alive(trained, steps):
+    model, records = forgotten(trained, 2, weights=Weights(delta=0), schedule=Schedule(steps=steps))
+    last = records[-1]
+    assert last.decision.action in ("stop", "back off")
+    assert last.seen.step < steps
+    assert accuracies(model, *trained[1:], 2)[1] > 90
+
+
+def test_without_its_stopping_rule_the_papers_objective_destroys_the_network(trained, monkeypatch):
+    """The reason the rule exists; if this failed, the tests of the rule would show nothing."""
+    monkeypatch.setattr("pbu_cli.stopping.FORGOTTEN", -1)
+    monkeypatch.setattr("pbu_cli.stopping.MOST_DRIFT", math.inf)
+    model, _ = forgotten(trained, 2, weights=Weights(delta=0), schedule=Schedule(steps=1000))
+    assert accuracies(model, *trained[1:], 2)[1] < 80
+
+
+def test_more_steps_of_the_bounded_objective_destroy_nothing(trained):
+    model, _ = forgotten(trained, 2, schedule=Schedule(steps=1000))
+    a_df, a_dr = accuracies(model, *trained[1:], 2)
+    assert a_df <= 1
+    assert a_dr >= accuracies(*trained, 2)[1] - 1
+
+
+def test_backing_off_returns_to_the_last_sound_weights(trained, monkeypatch):
+    monkeypatch.setattr("pbu_cli.stopping.FORGOTTEN", -1)
+    model, records = forgotten(trained, 2, weights=Weights(delta=0), schedule=Schedule(steps=1000))
+    assert records[-1].decision.action == "back off"
+    assert records[-1].seen.drift > MOST_DRIFT
+    sound = records[-2].seen.step
+    monkeypatch.setattr("pbu_cli.stopping.MOST_DRIFT", math.inf)
+    model_there, pixels, labels = copy.deepcopy(trained[0]), *trained[1:]
+    images = forget_set(pixels, labels, 2)
+    names = [name for name, _ in model.named_parameters() if not name.startswith(("0", "1"))]
+    data = batches(images.pixels, images.labels, UNIT, 50, torch.device("cpu"))
+    run = unlearn(
+        model_there, images, fisher_diagonal(model_there, data, parameters=names),
+        trained=names, head=[n for n in names if n.startswith("6")],
+        weights=Weights(delta=0), schedule=Schedule(steps=1000),
+    )  # fmt: skip
+    for record in run:
+        if record.seen.step == sound:
+            break
+    assert torch.equal(model.state_dict()["4.weight"], model_there.state_dict()["4.weight"])
+
+
+def test_checks_come_every_few_steps_and_at_the_end(trained):
+    _, records = forgotten(trained, 2, schedule=Schedule(steps=12))
+    assert [record.seen.step for record in records] == [CHECK_EVERY, 2 * CHECK_EVERY, 12]
+
+
+def test_a_loss_that_is_not_finite_is_an_error_and_restores_the_weights(trained):
+    model, pixels, labels = copy.deepcopy(trained[0]), *trained[1:]
+    before = copy.deepcopy(model.state_dict())
+    run = unlearn(
+        model, forget_set(pixels, labels, 2), {}, trained=["6.weight"], head=[],
+        weights=Weights(beta=0), schedule=Schedule(steps_to_goal=1e-36),
+    )  # fmt: skip
+    with pytest.raises(PbuError, match="NaN or infinite"):
+        list(run)
+    assert torch.equal(model.state_dict()["6.weight"], before["6.weight"])
+
+
+def test_one_image_is_enough_to_run(trained):
+    model, pixels, labels = copy.deepcopy(trained[0]), *trained[1:]
+    images = forget_set(pixels[labels == 2][:1], labels[labels == 2][:1], 2)
+    run = unlearn(
+        model, images, {}, trained=["6.weight", "6.bias"], head=["6.weight", "6.bias"],
+        weights=Weights(beta=0), schedule=Schedule(),
+    )  # fmt: skip
+    assert list(run)[-1].seen.recognised == 0
