@@ -51,7 +51,6 @@ RUN --mount=type=bind,from=wheel,source=/dist,target=/dist \
 ENV PATH=/opt/pbu/bin:$PATH
 USER 10001:10001
 WORKDIR /work
-# As process 1 Python ignores SIGTERM, which has no handler, but not SIGINT, which has one.
-STOPSIGNAL SIGINT
+# pbu is process 1 and gets `docker stop`'s SIGTERM itself; without its own handler it would not.
 ENTRYPOINT ["pbu"]
 CMD ["--help"]

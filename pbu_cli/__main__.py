@@ -32,10 +32,10 @@ def run(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        show = getattr(error, "show", None)
-        if show is not None:  # typer's own: a usage error, which knows how to print itself
-            show()
-            return int(getattr(error, "exit_code", 2))
+        if hasattr(error, "format_message"):  # typer's own: a usage error
+            context = getattr(error, "ctx", None)
+            path = "pbu" if context is None else context.command_path
+            return _failed(f"{error.format_message().rstrip('.')}; see {path} --help", 2)
         if type(error).__name__ == "Abort":
             return 130
         if os.environ.get("PBU_TRACEBACK"):

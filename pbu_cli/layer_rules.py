@@ -28,9 +28,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # Numbers held at once for the gradients of single images: a chunk that stays in the cache.
-_CHUNK = 1 << 20
+_CHUNK = 1 << 19
 # Up to so many positions unfolding the input costs less than a convolution with n groups.
-_FEW_POSITIONS = 16
+_FEW_POSITIONS = 64
 
 
 def shift(g: Tensor, shape: Sequence[int]) -> Tensor:

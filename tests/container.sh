@@ -60,5 +60,7 @@ for user in "$(buildah inspect --format '{{.OCIv1.Config.User}}' "$container")" 
     install --directory --owner "${user%:*}" --group "${user#*:}" "$work"
     say "as $user: ${entrypoint[*]} ${args[*]}"
     buildah run --user "$user" --volume "$work:/work" "$container" -- "${entrypoint[@]}" "${args[@]}"
-    say "done; not owned by $user: $(find "$work" ! -user "${user%:*}" | wc -l) files"
+    strays=$(find "$work" ! -user "${user%:*}")
+    [[ $user != 0* && -z $strays ]] || { say "as root, or files of another owner: $strays"; exit 1; }
+    say "done"
 done

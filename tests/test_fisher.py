@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -27,6 +27,17 @@ from pbu_cli.fisher import fisher_diagonal, plan
 from tests.fisher_oracle import errors, fisher_loop, randomised
 
 LABELS = torch.tensor([0, 3, 1])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other over such small tensors take minutes on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 FAMILIES: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "resnet": (lambda: models.ResNet(BasicBlock, [1, 1, 1, 1], 4), 32),
     "resnext": (

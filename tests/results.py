@@ -1,0 +1,128 @@
+"""The README's table of results: every row is `pbu unlearn` and `pbu evaluate` on real files.
+
+    python -m tests.results                      # all rows, some 15 minutes on two cores
+    python -m tests.results mnist --classes 8    # one of them
+    python -m tests.results resnet20 --images 10 --seeds 3
+
+Checkpoints and images come from ../shared. Forget images are of the training split, all or
+`--images` of them drawn by `--seeds`; the figures are of the test split.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import random
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pbu_cli.__main__ import run
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship",
+                 "truck")  # fmt: skip
+IMAGENET = ["--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225"]
+ARCH = str(ROOT / "tests" / "cifar_resnet.py")
+# name -> (data, checkpoint, flags, classes)
+CASES: dict[str, tuple[str, str, list[str], list[int]]] = {
+    "mnist": ("mnist", "mnist_resnet34_fp16", [], [8, 2, 6, 4, 9]),
+    **{
+        name: ("cifar10", f"cifar10_{name}", ["--arch", f"{ARCH}:{name}", *IMAGENET], [0, 3, 8])
+        for name in ("resnet20", "resnet32")
+    },
+}
+
+
+def pbu(*arguments: str) -> dict[str, Any]:
+    """The JSON document of one command line."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        code = run([*arguments, "--json", "--quiet"])
+    if code:
+        raise SystemExit(f"pbu {' '.join(arguments)}: exit code {code}")
+    return dict(json.loads(out.getvalue()))
+
+
+def some_images(folder: Path, count: int, seed: int, place: Path) -> Path:
+    """A folder of `count` of the images, drawn by `seed`."""
+    chosen = random.Random(seed).sample(sorted(folder.iterdir()), count)
+    few = place / f"{count}-{seed}" / folder.name
+    few.mkdir(parents=True, exist_ok=True)
+    for path in chosen:
+        (few / path.name).symlink_to(path)
+    return few
+
+
+def row(
+    case: str, forgotten: int, data: Path, place: Path, images: int | None, seed: int,
+    flags: list[str],
+) -> dict[str, Any]:  # fmt: skip
+    archive, name, own, _ = CASES[case]
+    checkpoint = str(SHARED / "checkpoints" / f"{name}.safetensors")
+    folder = str(forgotten) if archive == "mnist" else CIFAR_CLASSES[forgotten]
+    forget = data / archive / "train" / folder
+    if images is not None:
+        forget = some_images(forget, images, seed, place / case)
+    output = str(place / f"{case}-{forgotten}-{seed}.safetensors")
+    start = time.perf_counter()
+    done = pbu("unlearn", checkpoint, "--forget", str(forget), "-o", output, "--force",
+               "--seed", str(seed), *own, *flags)  # fmt: skip
+    seconds = time.perf_counter() - start
+    test = data / archive / "test"
+    scores = pbu("evaluate", output, "--original", checkpoint, "--forget", str(test / folder),
+                 "--retain", str(test), *own)["scores"]  # fmt: skip
+    by_name = {score["name"]: score for score in scores}
+    return {
+        "case": case,
+        "class": forgotten,
+        "images": done["images"],
+        "seed": seed,
+        "original": [by_name["original"][key] for key in ("a_df", "a_dr")],
+        "mask": by_name["original, head mask"]["a_dr"],
+        "result": [by_name["checkpoint"][key] for key in ("a_df", "a_dr")],
+        "stopped": done["result"]["reason"],
+        "seconds": seconds,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("cases", nargs="*", help=f"of {', '.join(CASES)}; all by default")
+    parser.add_argument("--classes", type=int, nargs="+")
+    parser.add_argument("--images", type=int)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--flags", nargs=argparse.REMAINDER, default=[], help="for pbu unlearn")
+    given = parser.parse_args()
+    table = Table("case", "class", "images", "seed", "A_Df before", "after", "A_Dr before", "after",
+                  "head mask", "seconds", "stopped")  # fmt: skip
+    with tempfile.TemporaryDirectory() as scratch:
+        place = Path(scratch)
+        for case in given.cases or CASES:
+            archive = CASES[case][0]
+            data = place / "data"
+            if not (data / archive).exists():
+                with tarfile.open(SHARED / "data" / f"{archive}.tar.xz") as file:
+                    file.extractall(data / archive, filter="data")
+            for forgotten in given.classes or CASES[case][3]:
+                for seed in range(given.seeds):
+                    found = row(case, forgotten, data, place, given.images, seed, given.flags)
+                    print(json.dumps(found), flush=True)
+                    (df, dr), (df0, dr0) = found["result"], found["original"]
+                    table.add_row(case, str(forgotten), str(found["images"]), str(seed),
+                                  f"{df0:.2f}", f"{df:.2f}", f"{dr0:.2f}", f"{dr:.2f}",
+                                  f"{found['mask']:.2f}", f"{found['seconds']:.1f}",
+                                  found["stopped"])  # fmt: skip
+    Console(width=140).print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,353 @@
+"""The command line as a user meets it: results, refusals, exit codes, and nothing half-done."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pbu_cli.demo import DemoFiles
+from tests.conftest import Ran
+
+Run = Callable[..., Ran]
+FAST = ["--steps", "20"]
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def unlearned(digits: DemoFiles, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The digits' checkpoint without its eights, through the command line's shortest call."""
+    from pbu_cli.__main__ import run
+
+    output = tmp_path_factory.mktemp("unlearned") / "out.safetensors"
+    command = ["unlearn", digits.checkpoint, "--forget", digits.train / "8", "-o", output, "-q"]
+    assert run([str(word) for word in command]) == 0
+    return output
+
+
+def test_the_shortest_call_forgets_the_class_and_keeps_the_others(pbu, digits, unlearned):
+    done = pbu(
+        "evaluate", unlearned, "--forget", digits.test / "8", "--retain", digits.test,
+        "--original", digits.checkpoint, "--json",
+    )  # fmt: skip
+    assert done.code == 0
+    scores = {score["name"]: score for score in json.loads(done.out)["scores"]}
+    assert scores["original"]["a_df"] > 90
+    assert scores["checkpoint"]["a_df"] <= 2.5  # one of 44
+    assert scores["checkpoint"]["a_dr"] >= scores["original"]["a_dr"] - 1
+    assert scores["original, head mask"]["a_df"] == 0
+
+
+def test_the_output_keeps_names_shapes_dtypes_and_every_buffer(digits, unlearned):
+    before, after = load_file(digits.checkpoint), load_file(unlearned)
+    assert list(before) == list(after)
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved
+    assert all(name.startswith(("layer4.", "fc.")) for name in moved)
+    assert not any("running" in name or "num_batches" in name for name in moved)
+    assert all(before[n].dtype == after[n].dtype for n in before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_come_back_as_they_came(pbu, digits, tmp_path, dtype):
+    tensors = {
+        name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+        for name, tensor in load_file(digits.checkpoint).items()
+    }
+    source, output = tmp_path / "in.safetensors", tmp_path / "out.safetensors"
+    save_file(tensors, source, {"author": "someone"})
+    done = pbu("unlearn", source, "--forget", digits.train / "8", "-o", output, "--json", "-q")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["result"]["a_df"] <= 0.5
+    after = load_file(output)
+    for name, tensor in tensors.items():
+        assert after[name].dtype == tensor.dtype
+        if not name.startswith(("layer4.", "fc.")):
+            assert torch.equal(after[name], tensor), name
+
+
+def test_a_wrapped_pickle_with_a_prefix_keeps_its_names(pbu, digits, tmp_path):
+    tensors = {f"module.{name}": t for name, t in load_file(digits.checkpoint).items()}
+    torch.save({"state_dict": tensors, "best": 0.9}, tmp_path / "model.th")
+    done = pbu("unlearn", tmp_path / "model.th", "--forget", digits.train / "8", *FAST, "-q")
+    assert done.code in (0, 5)
+    assert load_file(tmp_path / "model.unlearned.safetensors").keys() == tensors.keys()
+
+
+def test_the_same_command_and_any_order_of_the_list_write_the_same_bytes(
+    pbu, digits, tmp_path, monkeypatch
+):
+    folder = digits.train / "8"
+    paths = sorted(folder.iterdir())
+    sums = set()
+    for number, order in enumerate((None, None, paths, paths[::-1], paths[40:] + paths[:40])):
+        output = tmp_path / f"{number}.safetensors"
+        if order is not None:
+            lines = io.BytesIO("".join(f"{path}\n" for path in order).encode())
+            monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(lines))
+        source = folder if order is None else "-"
+        done = pbu("unlearn", digits.checkpoint, "--forget", source, "-o", output, *FAST, "-q",
+                   "--label", "8")  # fmt: skip
+        assert done.code in (0, 5), done.err
+        sums.add(sha256(output))
+    assert len(sums) == 1
+
+
+def test_a_fisher_file_gives_the_same_result_as_measuring_again(pbu, digits, tmp_path):
+    fisher = tmp_path / "f.safetensors"
+    assert pbu("fisher", digits.checkpoint, "--forget", digits.train / "8", "-o", fisher).code == 0
+    sums = set()
+    for number, flags in enumerate(([], ["--fisher", fisher])):
+        output = tmp_path / f"{number}.safetensors"
+        pbu("unlearn", digits.checkpoint, "--forget", digits.train / "8", "-o", output, *FAST,
+            *flags)  # fmt: skip
+        sums.add(sha256(output))
+    assert len(sums) == 1
+
+
+@pytest.mark.parametrize("what", ["images", "checkpoint", "layers", "kind", "mean"])
+def test_a_fisher_file_of_something_else_is_refused(pbu, digits, tmp_path, what):
+    fisher = tmp_path / "f.safetensors"
+    flags = ["--layers", "head" if what == "layers" else "last"]
+    forget = digits.train / "8"
+    assert pbu("fisher", digits.checkpoint, "--forget", forget, "-o", fisher, *flags).code == 0
+    source = digits.checkpoint
+    more: list[str] = []
+    if what == "images":
+        forget = tmp_path / "8"
+        shutil.copytree(digits.train / "8", forget)
+        next(forget.iterdir()).unlink()
+    elif what == "checkpoint":
+        tensors = load_file(source)
+        tensors["fc.bias"] += 0.1
+        source = tmp_path / "other.safetensors"
+        save_file(tensors, source)
+    elif what == "kind":
+        save_file(load_file(fisher), fisher)
+    elif what == "mean":
+        more = ["--mean", "0.4", "--std", "0.5"]
+    done = pbu("unlearn", source, "--forget", forget, "--fisher", fisher, *more,
+               "-o", tmp_path / "out.safetensors")  # fmt: skip
+    assert done.code == 3
+    assert "measure it again" in done.err or "write one" in done.err
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_two_classes_by_two_folders_and_by_one_folder_of_folders(pbu, digits, tmp_path):
+    both = tmp_path / "gone"
+    for digit in "38":
+        shutil.copytree(digits.train / digit, both / digit)
+    sums = set()
+    for number, flags in enumerate(
+        (["--forget", both / "3", "--forget", both / "8"], ["--forget", both])
+    ):
+        output = tmp_path / f"{number}.safetensors"
+        done = pbu("unlearn", digits.checkpoint, *flags, "-o", output, "--json", "-q")
+        assert done.code == 0, done.err
+        assert json.loads(done.out)["result"]["a_df"] <= 0.5
+        sums.add(sha256(output))
+    assert len(sums) == 1
+
+
+def test_an_output_remembers_what_it_forgot(pbu, digits, unlearned, tmp_path):
+    """No folder name, no original, no flag: label and normalisation come from the metadata."""
+    folder = tmp_path / "some images"
+    shutil.copytree(digits.test / "8", folder)
+    done = pbu("evaluate", unlearned, "--forget", folder)
+    assert done.code == 0
+    assert "unknown" in done.out
+    assert "(metadata" in done.err or "metadata" in done.err
+
+
+@pytest.mark.parametrize(
+    ("require", "code"), [("A_Df<=99", 0), ("A_Dr>=100.0", 5), ("A_Df>=50", 5), ("A_Dr=3", 2)]
+)
+def test_requirements_decide_the_exit_code(pbu, digits, unlearned, require, code):
+    done = pbu("evaluate", unlearned, "--forget", digits.test / "8", "--retain", digits.test,
+               "--require", require)  # fmt: skip
+    assert done.code == code
+
+
+def test_a_run_that_does_not_forget_says_so_with_exit_code_5(pbu, digits, tmp_path):
+    output = tmp_path / "out.safetensors"
+    done = pbu("unlearn", digits.checkpoint, "--forget", digits.train / "8", "--steps", "1",
+               "-o", output)  # fmt: skip
+    assert done.code == 5
+    assert "still recognised" in done.err
+    assert output.exists()
+
+
+def test_json_is_one_document_and_quiet_is_quiet(pbu, digits, tmp_path):
+    done = pbu("unlearn", digits.checkpoint, "--forget", digits.train / "8", "--dry-run", "--json",
+               "--quiet", "-o", tmp_path / "o.safetensors")  # fmt: skip
+    document = json.loads(done.out)
+    assert document["schema"] == 1
+    assert document["dry_run"] is True
+    assert {entry["what"] for entry in document["inferred"]} >= {"architecture", "label"}
+    assert done.err == ""
+    assert not list(tmp_path.iterdir())
+
+
+def test_piped_output_has_no_escapes(pbu, digits, unlearned):
+    done = pbu("evaluate", unlearned, "--forget", digits.test / "8")
+    assert "\x1b" not in done.out + done.err
+
+
+# Bad input: what is wrong -> exit code and a part of the one line.
+
+
+def bad_cases(digits: DemoFiles, folder: Path) -> dict[str, tuple[list[object], int, str]]:
+    """Name -> arguments behind `unlearn`, exit code, words of the line."""
+    forget = digits.train / "8"
+    eights = sorted(forget.iterdir())
+    tensors = load_file(digits.checkpoint)
+    given = {}
+    for name, content in {"empty": b"", "noise": bytes(range(200)),
+                          "truncated": digits.checkpoint.read_bytes()[:5000]}.items():  # fmt: skip
+        given[name] = folder / f"{name}.safetensors"
+        given[name].write_bytes(content)
+    for name, change in {
+        "nan": {"fc.bias": torch.full((10,), float("nan"))},
+        "misfit": {"fc.weight": torch.zeros(10, 511)},
+    }.items():
+        given[name] = folder / f"{name}.safetensors"
+        save_file({**tensors, **change}, given[name])
+    for name in ("none", "text", "one_bad", "no\x1b[31m\nrm -rf"):
+        (folder / name).mkdir()
+    (folder / "text" / "notes.txt").write_text("hello")
+    for path in eights[:20]:
+        shutil.copy(path, folder / "one_bad")
+    (folder / "one_bad" / "broken.png").write_bytes(eights[0].read_bytes()[:40])
+    wrong = shutil.copytree(forget, folder / "class3")
+    taken = folder / "taken.safetensors"
+    taken.write_bytes(b"precious")
+    ok: list[object] = [digits.checkpoint, "--forget", forget]
+    return {
+        "no checkpoint": ([folder / "no.safetensors", "--forget", forget], 3, "No such file"),
+        "empty checkpoint": ([given["empty"], "--forget", forget], 3, "empty file"),
+        "truncated checkpoint": ([given["truncated"], "--forget", forget], 3, "not a safetensors"),
+        "not a checkpoint": ([given["noise"], "--forget", forget], 3, "not a safetensors"),
+        "NaN in the weights": ([given["nan"], "--forget", forget], 3, "NaN or infinity"),
+        "shapes of no architecture": ([given["misfit"], "--forget", forget], 3, "closest"),
+        "wrong --arch": ([*ok, "--arch", "resnet34"], 3, "resnet34"),
+        "unknown --arch": ([*ok, "--arch", "resnet35"], 3, "resnet35"),
+        "--arch of no file": ([*ok, "--arch", "no.py:net"], 2, "no file"),
+        "no folder": ([digits.checkpoint, "--forget", folder / "gone"], 4, "No such file"),
+        "empty folder": ([digits.checkpoint, "--forget", folder / "none"], 4, "empty"),
+        "folder of no images": ([digits.checkpoint, "--forget", folder / "text"], 4, "PNG"),
+        "one corrupt image": (
+            [digits.checkpoint, "--forget", folder / "one_bad"], 4, "broken.png",
+        ),
+        "folder named to harm": (
+            [digits.checkpoint, "--forget", folder / "no\x1b[31m\nrm -rf"], 4, "x1b",
+        ),
+        "label out of range": ([*ok, "--label", "10"], 2, "0 to 9"),
+        "folder that contradicts": (
+            [digits.checkpoint, "--forget", wrong], 4, "--label",
+        ),
+        "unknown flag": ([*ok, "--alhpa", "1"], 2, "--alhpa"),
+        "negative weight": ([*ok, "--alpha", "-1"], 2, "--alpha"),
+        "NaN weight": ([*ok, "--alpha", "nan"], 2, "--alpha"),
+        "layers that match nothing": ([*ok, "--layers", "layer9"], 2, "layer9"),
+        "pattern that is none": ([*ok, "--layers", "("], 2, "compile"),
+        "mean without std": ([*ok, "--mean", "0.5"], 2, "--std"),
+        "mean of words": ([*ok, "--mean", "a,b", "--std", "1"], 2, "--mean"),
+        "size zero": ([*ok, "--size", "0"], 2, "--size"),
+        "CUDA where there is none": ([*ok, "--device", "cuda:9"], 1, "--device"),
+        "no such device": ([*ok, "--device", "tpu"], 2, "--device"),
+        "output exists": ([*ok, "-o", taken], 2, "--force"),
+        "output is the input": ([*ok, "-o", digits.checkpoint, "--force"], 2, "equal to input"),
+        "output in no folder": ([*ok, "-o", folder / "no" / "x.safetensors"], 2, "no such folder"),
+        "output no safetensors": ([*ok, "-o", folder / "x.pt"], 2, "safetensors"),
+        "Fisher file of nothing": ([*ok, "--fisher", folder / "f.safetensors"], 3, "No such file"),
+    }  # fmt: skip
+
+
+def test_bad_input_is_one_line_an_exit_code_and_nothing_written(
+    pbu: Run, digits: DemoFiles, tmp_path: Path
+) -> None:
+    """`pytest -s` prints the table: what was fed, exit code, line."""
+    cases = bad_cases(digits, tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    source = sha256(digits.checkpoint)
+    for name, (arguments, code, words) in cases.items():
+        place = [] if "-o" in arguments else ["-o", tmp_path / "out.safetensors"]
+        done = pbu("unlearn", *arguments, *place, "--quiet")
+        lines = [line for line in done.err.splitlines() if line.strip()]
+        print(f"{name:<28} {done.code}  {lines[-1] if lines else ''}")
+        assert done.code == code, (name, done.err)
+        assert words in done.err, (name, done.err)
+        assert "Traceback" not in done.err, name
+        assert "\x1b" not in done.err, name
+        assert done.out == "", name
+        assert len(lines) == 1, (name, done.err)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    assert sha256(digits.checkpoint) == source
+
+
+def test_skip_bad_goes_on_and_counts(pbu: Run, digits: DemoFiles, tmp_path: Path) -> None:
+    folder = tmp_path / "8"
+    shutil.copytree(digits.train / "8", folder)
+    (folder / "broken.png").write_bytes(b"\x89PNG")
+    done = pbu("unlearn", digits.checkpoint, "--forget", folder, "--skip-bad", "--dry-run",
+               "-o", tmp_path / "o.safetensors")  # fmt: skip
+    assert done.code == 0
+    assert "1 unreadable" in done.err
+
+
+def test_a_disk_without_space_or_permission(pbu: Run, digits: DemoFiles, tmp_path: Path) -> None:
+    readonly = tmp_path / "readonly"
+    readonly.mkdir(mode=0o555)
+    if os.geteuid() != 0:  # root writes everywhere
+        done = pbu("unlearn", digits.checkpoint, "--forget", digits.train / "8", *FAST,
+                   "-o", readonly / "x.safetensors")  # fmt: skip
+        assert done.code == 1
+        assert "permission" in done.err
+    if Path("/dev/full").exists():
+        done = pbu("unlearn", digits.checkpoint, "--forget", digits.train / "8", *FAST,
+                   "-o", "/proc/x.safetensors")  # fmt: skip
+        assert done.code == 1
+        assert len(done.err.strip().splitlines()[-1]) > 20
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_writes_nothing(
+    digits: DemoFiles, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    flags = ["--steps", "100000", "-o", str(tmp_path / "o.safetensors")]
+    images = str(digits.train / "8")
+    command = ["unlearn", str(digits.checkpoint), "--forget", images, *flags]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pbu_cli", *command], stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("trains"):
+            break
+    time.sleep(1)
+    process.send_signal(number)
+    assert process.wait(timeout=30) == code
+    assert "Traceback" not in process.stderr.read()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_reader_that_leaves_is_no_error(digits: DemoFiles) -> None:
+    command = f"{sys.executable} -m pbu_cli --help | head -n 1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr
+    assert "BrokenPipe" not in done.stderr
