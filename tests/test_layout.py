@@ -29,6 +29,7 @@ ORDER = [
     "estimators",
     "taps",
     "plan",
+    "squares",
     "fisher",
     "objective",
     "stopping",
@@ -45,10 +46,8 @@ ORDER = [
     "cli",
     "__main__",
 ]
-NUMERIC = {
-    "layers", "layer_rules", "estimators", "taps", "plan", "fisher", "objective", "stopping",
-    "metrics",
-}  # fmt: skip
+_FISHER = ORDER[ORDER.index("layer_rules") : ORDER.index("fisher") + 1]
+NUMERIC = {*_FISHER, "objective", "stopping", "metrics"}
 OUTSIDE_NUMERIC = {"typer", "rich", "safetensors", "torchvision", "PIL", "pathlib", "os"}
 
 

@@ -1,0 +1,74 @@
+"""config.json and metadata: read where they make sense, refused by key where they do not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pbu_cli.description import Description, describe, metadata_with
+from pbu_cli.errors import CheckpointError
+
+TIMM = {
+    "architecture": "resnet34",
+    "num_classes": 2,
+    "label_names": ["cat", "dog"],
+    "pretrained_cfg": {"mean": [0.1, 0.2, 0.3], "std": [1, 1, 1], "input_size": [3, 64, 48]},
+}
+
+
+def described(folder: Path, config: object, metadata: dict[str, str] | None = None) -> Description:
+    (folder / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
+    return describe(folder / "model.safetensors", metadata or {})
+
+
+def test_a_timm_config_is_read(tmp_path):
+    assert described(tmp_path, TIMM) == Description(
+        "config.json", "resnet34", ("cat", "dog"), (0.1, 0.2, 0.3), (1.0, 1.0, 1.0), (64, 48)
+    )
+
+
+def test_metadata_stand_in_and_config_wins(tmp_path):
+    metadata = {"architecture": "resnet18", "mean": "[0.5]", "std": "[0.5]", "other": "x"}
+    assert describe(tmp_path / "m.safetensors", metadata).architecture == "resnet18"
+    both = described(tmp_path, {"architecture": "resnet34"}, metadata)
+    assert (both.architecture, both.mean) == ("resnet34", (0.5,))
+    assert describe(tmp_path / "no" / "m.safetensors", {}) == Description()
+
+
+def test_what_pbu_writes_it_reads_back(tmp_path):
+    metadata = metadata_with({"author": "x"}, forgotten=[8], mean=[0.5], std=[0.25])
+    assert metadata["author"] == "x"
+    found = describe(tmp_path / "m.safetensors", metadata)
+    assert (found.forgotten, found.mean, found.std) == ((8,), (0.5,), (0.25,))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "",
+        "{",
+        "[" * 100_000,
+        "[1]",
+        '{"architecture": "resnet34; rm -rf /"}',
+        '{"architecture": 3}',
+        '{"label_names": "cat"}',
+        '{"label_names": [1]}',
+        '{"mean": "0.5"}',
+        '{"mean": [1e999]}',
+        '{"mean": [NaN]}',
+        '{"std": [0]}',
+        '{"std": []}',
+        '{"input_size": [3, 224]}',
+        '{"input_size": [3, 0, 1000000000]}',
+        " " * (1 << 21),
+    ],
+    ids=lambda config: config[:30],
+)
+def test_a_config_that_makes_no_sense_is_one_line(tmp_path, config):
+    with pytest.raises(CheckpointError) as caught:
+        described(tmp_path, config)
+    assert "\n" not in str(caught.value)
+    assert "config.json" in str(caught.value)
+    assert len(str(caught.value)) < 500

@@ -1,0 +1,67 @@
+"""Evaluation: scores against counts by hand, and the doors for retained images."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from pbu_cli.evaluation import Answers, head_masked, score
+
+
+def test_scores_are_counts_over_the_images():
+    forget = torch.tensor([[0.0, 9, 1], [9, 0, 1], [9, 0, 1], [0, 0, 9]])
+    retain = torch.tensor([[9.0, 0, 0], [0, 0, 9], [0, 9, 0]])
+    labels = torch.tensor([0, 2, 2])
+    found = score("x", Answers(forget, retain), torch.full((4,), 1), labels)
+    assert found.a_df == 25.0
+    assert found.answers == {0: 50.0, 1: 25.0, 2: 25.0}
+    assert found.a_dr == pytest.approx(200 / 3)
+    assert found.per_class == {0: 100.0, 1: 25.0, 2: 50.0}
+    masked = head_masked(Answers(forget, retain), torch.tensor([False, True, False]))
+    assert score("m", masked, torch.full((4,), 1), labels).a_df == 0
+
+
+def test_without_retained_images_their_accuracy_is_unknown():
+    found = score("x", Answers(torch.eye(3)), torch.tensor([0, 1, 2]), None)
+    assert found.a_dr is None
+    assert found.a_dr_interval is None
+
+
+def test_a_list_of_paths_and_labels_is_the_same_as_the_folders(pbu, digits, tmp_path):
+    lines = [f"{p},{p.parent.name}\n" for p in sorted(digits.test.rglob("*.png"))]
+    listed = tmp_path / "retain.csv"
+    listed.write_text("".join(lines))
+    scores = [
+        json.loads(
+            pbu("evaluate", digits.checkpoint, "--forget", digits.test / "8", "--retain", retain,
+                "--json").out
+        )["scores"]
+        for retain in (digits.test, listed)
+    ]  # fmt: skip
+    assert scores[0] == scores[1]
+
+
+@pytest.mark.parametrize("line", ["x.png", "x.png,ten", "x.png,10", "a,b,3", "\0"])
+def test_a_list_that_makes_no_sense_is_named_by_line(pbu, digits, tmp_path, line):
+    (tmp_path / "retain.csv").write_text(line)
+    done = pbu("evaluate", digits.checkpoint, "--forget", digits.test / "8", "--retain",
+               tmp_path / "retain.csv", "-q")  # fmt: skip
+    assert done.code == 4
+    assert len(done.err.strip().splitlines()) == 1
+
+
+def test_folders_that_name_no_class_go_by_alphabet_if_they_are_all(pbu, digits, tmp_path):
+    names = "abcdefghij"
+    real = tmp_path / "real"
+    for digit, name in enumerate(names):
+        shutil.copytree(digits.test / str(digit), real / name)
+    command = ["evaluate", digits.checkpoint, "--forget", digits.test / "8", "--json", "-q"]
+    by_name = json.loads(pbu(*command, "--retain", digits.test).out)["scores"]
+    assert json.loads(pbu(*command, "--retain", real).out)["scores"] == by_name
+    shutil.rmtree(real / "a")
+    done = pbu(*command, "--retain", real)
+    assert done.code == 4
+    assert "alphabetical" in done.err

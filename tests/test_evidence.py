@@ -1,0 +1,88 @@
+"""What folder names and the network's answers are taken to say, and when they contradict."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pbu_cli.case import Wanted, load_subject
+from pbu_cli.demo import PREPROCESSING, DemoFiles
+from pbu_cli.errors import ImageError, InvalidUsage
+from pbu_cli.evidence import label_from_name, parse_label, rank_normalisations, settle_label
+from pbu_cli.folders import list_groups
+from pbu_cli.images import decode
+
+NAMES = ("tench", "great white shark", "Ship")
+
+
+@pytest.mark.parametrize(
+    ("folder", "names", "label"),
+    [
+        ("8", None, 8),
+        ("class8", None, 8),
+        ("class_08", None, 8),
+        ("train2017", None, None),
+        ("12", None, None),
+        ("v2-class8", None, None),
+        ("ships", NAMES, None),
+        ("ship", NAMES, 2),
+        ("great_white-shark", NAMES, 1),
+        ("", NAMES, None),
+        ("9" * 400, None, None),
+    ],
+)
+def test_labels_from_names(folder, names, label):
+    assert label_from_name(folder, names, 10) == label
+
+
+def test_names_of_subfolders_are_read_strictly():
+    assert label_from_name("part1", None, 10) == 1
+    assert label_from_name("part1", None, 10, strict=True) is None
+    assert label_from_name("class 1", None, 10, strict=True) == 1
+
+
+def test_a_label_of_the_users_is_a_name_or_an_index():
+    assert parse_label("Ship", "--label", NAMES, 3) == 2
+    assert parse_label("1", "--label", NAMES, 3) == 1
+    for text in ("3", "-1", "ship!", "1e0", "²"):
+        with pytest.raises(InvalidUsage, match="--label"):
+            parse_label(text, "--label", NAMES, 3)
+
+
+EIGHTS = torch.tensor([8] * 9 + [3])
+THREES = torch.tensor([3] * 9 + [8])
+MIXED = torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, 8, 8])
+
+
+def test_the_users_label_wins_over_everything():
+    assert settle_label("class3", 8, 3, THREES).index == 8
+
+
+def test_a_name_that_the_answers_do_not_contradict_is_the_label():
+    assert settle_label("class8", None, 8, EIGHTS).index == 8
+    assert settle_label("class8", None, 8, MIXED).index == 8
+
+
+def test_answers_that_contradict_the_name_are_an_error_that_names_the_flag():
+    with pytest.raises(ImageError, match="--label 8 or --label 3"):
+        settle_label("class8", None, 8, THREES)
+    assert settle_label("class8", None, 8, THREES, binding=False).index == 8
+
+
+def test_without_a_name_the_majority_decides_if_there_is_one():
+    assert settle_label("x", None, None, EIGHTS).index == 8
+    with pytest.raises(ImageError, match="--label"):
+        settle_label("x", None, None, MIXED)
+    with pytest.raises(ImageError, match="--label, or --original"):
+        settle_label("x", None, None, EIGHTS, remembers=False)
+
+
+@pytest.mark.parametrize("digit", range(10))
+@pytest.mark.parametrize("known", [True, False])
+def test_the_training_normalisation_is_found_from_any_one_class(digits: DemoFiles, digit, known):
+    subject = load_subject(digits.checkpoint, Wanted(device="cpu"), lambda *note: None)
+    images = decode(list_groups([str(digits.train / str(digit))]), channels=1)
+    labels = [digit if known else None]
+    best = rank_normalisations(subject.network.module, images.pixels, images.group, labels)[0]
+    assert best.preprocessing == PREPROCESSING
+    assert best.recognised > 90
