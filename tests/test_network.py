@@ -37,9 +37,7 @@ def test_a_torchvision_network_by_every_door(small, door):
     assert torch.equal(network.module(x), small(x))
 
 
-@pytest.mark.parametrize(
-    "door", [f"{HERE}/cifar_resnet.py:resnet20", "tests.cifar_resnet:resnet20"]
-)
+@pytest.mark.parametrize("place", [f"{HERE}/cifar_resnet.py", "tests.cifar_resnet"])
 def test_a_network_of_ones_own_by_file_and_by_module(place):
     module = resnet20().eval()
     network = load_network(checkpoint(module), f"{place}:resnet20", Description())
