@@ -127,9 +127,8 @@ def assemble(
         groups, channels=channels, size=size, skip_bad=wanted.skip_bad, progress=decoding
     )
     others = sum(len(group.ignored) for group in listed)
-    note(
-        "images", f"{len(images.pixels)} in {len(groups)} classes", f"{others} other files ignored"
-    )
+    folders = "1 folder" if len(groups) == 1 else f"{len(groups)} folders"
+    note("images", f"{len(images.pixels)} in {folders}", f"{others} other files ignored")
     given = _given_labels(wanted, groups, subject)
     known = [n if g is None else g for g, n in zip(given, named, strict=True)]
     preprocessing = settle_preprocessing(subject, images, known, wanted, note)

@@ -150,7 +150,11 @@ def _call(function: Callable[..., Any], arch: str) -> nn.Module:
 
 
 def _shown(architecture: Architecture) -> str:
-    parts = [f"{architecture.num_classes} classes", f"{architecture.in_channels} channels"]
+    channels = architecture.in_channels
+    parts = [
+        f"{architecture.num_classes} classes",
+        "1 channel" if channels == 1 else f"{channels} channels",
+    ]
     if architecture.small_stem:
         parts.append("small-image stem")
     return f"{architecture.name} ({', '.join(parts)})"

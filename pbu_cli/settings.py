@@ -40,13 +40,14 @@ class Schedule:
 
     steps: int = 100  # at most; the stopping rule ends a run sooner
     batch_size: int = 64
-    last_rate: float = 0.05  # the learning rate falls linearly to this share of its start
-    head_rate: float = 100.0  # learning rate of the head over that of the other layers
+    hold: float = 0.6  # share of the steps at the full rate, fewer if the class is gone sooner ...
+    last_rate: float = 0.05  # ... from where the rate falls linearly to this share of its start
+    head_rate: float = 200.0  # learning rate of the head over that of the other layers
     steps_to_goal: int = 10  # calibration: Adam's first steps would reach the goal in so many
     tau: float = 3e-4  # the probability of the class that forgetting aims for
     recognised: float = 0.1  # an image counts as recognised while the class holds more than this
     window: int = 256  # the recent forget images by which a run is judged
-    growth: float = 0.05  # alpha grows by this share a step while too many are recognised ...
+    growth: float = 0.1  # alpha grows by this share a step while too many are recognised ...
     ceiling: float = 30.0  # ... to at most this many times its start, and falls back to it else
     seed: int = 0
 

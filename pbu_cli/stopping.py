@@ -65,6 +65,6 @@ def decide(history: Sequence[Seen], *, steps: int, bounded: bool) -> Decision:
     if not bounded and now.recognised <= FORGOTTEN:
         return Decision("stop", f"forgotten after {now.step} steps")
     if now.step >= steps:
-        state = "forgotten" if now.recognised <= FORGOTTEN else "not forgotten"
-        return Decision("stop", f"all {steps} steps taken, {state}")
+        left = f"{now.recognised:.1f} % of the recent images are still recognised"
+        return Decision("stop", f"all {steps} steps taken; {left}")
     return Decision("go on")

@@ -92,6 +92,7 @@ def unlearn(
         finite = torch.full((), True, device=images.pixels.device)
         history: list[Seen] = []
         sound = theta_star
+        falls_after = round(schedule.hold * schedule.steps)
         for step, index in enumerate(_shuffled(len(images), schedule), start=1):
             answers = model(images.inputs(index))
             odds = objective.log_odds(answers, images.forgotten)
@@ -104,7 +105,7 @@ def unlearn(
             pulls = objective.penalty_gradient(theta, theta_star, penalty)
             for parameter, gradient, pull in zip(theta, gradients, pulls, strict=True):
                 parameter.grad = gradient.add_(pull)
-            share = 1 - (1 - schedule.last_rate) * (step - 1) / schedule.steps
+            share = rate_share(step, falls_after, schedule)
             for group, factor in zip(optimiser.param_groups, factors, strict=True):
                 group["lr"] = rate * factor * share
             optimiser.step()
@@ -121,6 +122,8 @@ def unlearn(
                     " nothing was written: lower --alpha, or check the checkpoint"
                 )
             history.append(Seen(step, 100 * window.recognised().item(), window.drift().item()))
+            if history[-1].recognised <= FORGOTTEN:
+                falls_after = min(falls_after, step)
             decision = decide(history, steps=schedule.steps, bounded=bounded)
             if decision.action == "back off":
                 _restore(theta, sound)
@@ -161,6 +164,18 @@ def calibrated_rate(
         torch._foreach_add_(slopes, torch.autograd.grad(odds.sum() / count, theta))
     slope = sum(f * s.abs().sum().item() for f, s in zip(factors, slopes, strict=True))
     return excess / (schedule.steps_to_goal * slope) if slope > 0 else 0.0
+
+
+def rate_share(step: int, falls_after: int, schedule: Schedule) -> float:
+    """The learning rate at a step, as a share of its start: 1, then linearly to `last_rate`.
+
+    >>> schedule = Schedule(steps=100, last_rate=0.0)
+    >>> [rate_share(step, 60, schedule) for step in (1, 60, 80, 100)]
+    [1.0, 1.0, 0.5, 0.0]
+    """
+    if step <= falls_after:
+        return 1.0
+    return 1 - (1 - schedule.last_rate) * (step - falls_after) / (schedule.steps - falls_after)
 
 
 @contextmanager

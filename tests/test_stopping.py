@@ -17,11 +17,11 @@ def test_a_bounded_objective_uses_its_steps():
     assert decide([Seen(10, 0.0, 0.1)], steps=100, bounded=True).action == "go on"
     last = decide([Seen(100, 0.0, 0.1)], steps=100, bounded=True)
     assert last.action == "stop"
-    assert "all 100 steps taken, forgotten" in last.reason
+    assert "all 100 steps taken; 0.0 %" in last.reason
 
 
 def test_steps_that_run_out_before_the_class_is_forgotten_say_so():
-    assert "not forgotten" in decide([Seen(100, 30.0, 0.1)], steps=100, bounded=True).reason
+    assert "30.0 %" in decide([Seen(100, 30.0, 0.1)], steps=100, bounded=True).reason
 
 
 def test_drift_past_the_limit_backs_off_whatever_else_holds():
