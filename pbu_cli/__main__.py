@@ -32,12 +32,14 @@ def run(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            return 2
         if hasattr(error, "format_message"):  # typer's own: a usage error
             context = getattr(error, "ctx", None)
             path = "pbu" if context is None else context.command_path
             return _failed(f"{error.format_message().rstrip('.')}; see {path} --help", 2)
-        if type(error).__name__ == "Abort":
-            return 130
+        if type(error).__name__ == "Abort":  # what typer makes of Ctrl-C
+            return _failed("interrupted; nothing was written", 130)
         if os.environ.get("PBU_TRACEBACK"):
             raise
         return _failed(_unforeseen(error), 1)

@@ -237,7 +237,7 @@ def fisher(
         )
     measuring = lap()
     write_fisher(place, case, diagonal, estimator, draws, seed)
-    total = sum(value.double().sum().item() for value in diagonal.values())
+    total = sum(value.cpu().double().sum().item() for value in diagonal.values())
     blocks: dict[str, list[str]] = {}
     for name in names:
         blocks.setdefault(".".join(name.split(".")[:-1][:2]) or name, []).append(name)
@@ -325,9 +325,8 @@ def unlearn(
     count = sum(_product(shapes[name]) for name in names)
     log("trains", f"{count:,} parameters in {len(names)} tensors", f"--layers {layers}")
     tensors = case.subject.checkpoint.tensors.values()
-    check_output(
-        place, force=force, sources=(checkpoint,), size=sum(t.nbytes for t in tensors)
-    )  # fmt: skip
+    inputs = (checkpoint, fisher) if fisher else (checkpoint,)
+    check_output(place, force=force, sources=inputs, size=sum(t.nbytes for t in tensors))
     diagonal: dict[str, Any] = {}
     if fisher is not None:
         diagonal, used = read_fisher(fisher, case, names)
@@ -391,8 +390,7 @@ def unlearn(
     if not done.forgotten:
         raise CriterionNotMet(
             f"{place}: written, but {done.a_df:.2f} % of the forget images are still recognised"
-            f" (at most {FORGOTTEN} expected) after {done.steps} steps; {done.reason}: raise"
-            " --steps or --alpha"
+            f" (at most {FORGOTTEN} expected) after {done.steps} steps; {done.reason}"
         )
 
 
@@ -453,7 +451,7 @@ def evaluate(
         retain=retain,
         original=original,
         retrained=retrained,
-        stdin=sys.stdin.buffer,
+        stdin=getattr(sys.stdin, "buffer", None),
     )
     rows = [
         (s.name, percent(s.a_df), _range(s.a_df_interval), percent(s.a_dr), _range(s.a_dr_interval))
@@ -595,7 +593,7 @@ def _case(checkpoint: Path, forget: list[str], wanted: Wanted, log: Log, screen:
             forget,
             wanted,
             log,
-            stdin=sys.stdin.buffer,
+            stdin=getattr(sys.stdin, "buffer", None),
             decoding=lambda count: bar(count, "images"),
         )
     if case.images.bad:
@@ -614,7 +612,7 @@ def _heading(command: str, log: Log) -> dict[str, Any]:
 
 def _block_row(block: str, values: list[Any], total: float) -> tuple[str, ...]:
     count = sum(value.numel() for value in values)
-    mass = sum(value.double().sum().item() for value in values)
+    mass = sum(value.cpu().double().sum().item() for value in values)
     share = 100 * mass / total if total else 0.0
     return block, f"{count:,}", f"{mass:.4g}", f"{mass / count:.3g}", f"{share:.2f}"
 

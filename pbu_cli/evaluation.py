@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pbu_cli import metrics
 from pbu_cli.case import Case, Note, Subject, Wanted, assemble, load_subject
-from pbu_cli.errors import ImageError, printable
+from pbu_cli.errors import CheckpointError, ImageError, printable
 from pbu_cli.evidence import label_from_name
 from pbu_cli.folders import Group, list_groups, split_by_subfolder
 from pbu_cli.images import Images, decode
@@ -57,12 +57,12 @@ class Answers:
 
 def score(name: str, answers: Answers, forget: Tensor, retain: Tensor | None) -> Scores:
     """The scores of one network. forget, retain: int64 labels of the images answered."""
-    given = answers.forget.argmax(dim=1)
+    given = answers.forget.argmax(dim=1).cpu()
     a_df = metrics.accuracy(given, forget)
     per_class = metrics.accuracy_per_class(given, forget)
     a_dr = bounds = None
     if answers.retain is not None and retain is not None:
-        kept = answers.retain.argmax(dim=1)
+        kept = answers.retain.argmax(dim=1).cpu()
         a_dr = metrics.accuracy(kept, retain)
         bounds = metrics.interval(a_dr, len(retain))
         per_class |= metrics.accuracy_per_class(kept, retain)
@@ -110,9 +110,20 @@ def evaluate(
         for name, path in others.items()
         if path is not None
     }
+    for name, other in beside.items():
+        sizes = (other.network.num_classes, other.network.channels)
+        if sizes != (subject.network.num_classes, subject.network.channels):
+            raise CheckpointError(
+                f"--{name}: {sizes[0]} classes and {sizes[1]} channels, the checkpoint has"
+                f" {subject.network.num_classes} and {subject.network.channels}: not comparable"
+            )
     guide = beside.get("original", subject)
-    case = assemble(guide, forget, wanted, note, stdin=stdin, binding=False)
-    kept = None if retain is None else _retained(retain, case, wanted, note)
+    case = assemble(guide, forget, wanted, note, stdin=stdin, binding=original is not None)
+    kept = (
+        None
+        if retain is None
+        else _retained(retain, case, wanted, note, subject.description.forgotten)
+    )
     subjects = {"checkpoint": subject, **beside}
     answers = {
         name: Answers(
@@ -138,12 +149,14 @@ def _answers(subject: Subject, images: Images, case: Case, wanted: Wanted) -> Te
     return logits(module, images.pixels, case.preprocessing, wanted.batch_size)
 
 
-def _retained(source: str, case: Case, wanted: Wanted, note: Note) -> tuple[Images, Tensor]:
+def _retained(
+    source: str, case: Case, wanted: Wanted, note: Note, forgotten: tuple[int, ...]
+) -> tuple[Images, Tensor]:
     """Retained images and their labels, those of forgotten classes left out."""
     listed = (
         _from_list(Path(source), case) if Path(source).is_file() else _from_folder(source, case)
     )
-    gone = set(case.image_labels.tolist())
+    gone = {*case.image_labels.tolist(), *forgotten}
     groups = [(group, label) for group, label in listed if label not in gone]
     if not groups:
         raise ImageError(f"{printable(source)}: holds no class but the forgotten; expected others")

@@ -11,6 +11,7 @@ import importlib.util
 import re
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,8 @@ def _imported(arch: str) -> Callable[..., Any]:
             assert spec.loader is not None
             source = importlib.util.module_from_spec(spec)
             sys.modules[spec.name] = source  # dataclasses and pickling look their module up there
-            spec.loader.exec_module(source)
+            with redirect_stdout(sys.stderr):
+                spec.loader.exec_module(source)
         elif re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", place):
             source = importlib.import_module(place)
         else:
@@ -123,7 +125,7 @@ def _imported(arch: str) -> Callable[..., Any]:
         found = getattr(source, function, None)
     except InvalidUsage:
         raise
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise InvalidUsage(
             f"--arch {shown}: importing it raised {type(error).__name__}: {printable(error)}"
         ) from None
@@ -134,8 +136,9 @@ def _imported(arch: str) -> Callable[..., Any]:
 
 def _call(function: Callable[..., Any], arch: str) -> nn.Module:
     try:
-        module = function()
-    except Exception as error:  # the user's code may raise anything
+        with redirect_stdout(sys.stderr):  # stdout is for results
+            module = function()
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise InvalidUsage(
             f"--arch {printable(arch)}: calling it without arguments raised"
             f" {type(error).__name__}: {printable(error)}; expected a function that returns the"

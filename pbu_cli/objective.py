@@ -90,7 +90,7 @@ def penalty_weights(
     if not fisher or weights.beta == 0:
         return {name: torch.full_like(value, weights.gamma) for name, value in theta.items()}
     count = sum(fisher[name].numel() for name in theta)
-    mean = sum(fisher[name].double().sum().item() for name in theta) / count
+    mean = sum(fisher[name].cpu().double().sum().item() for name in theta) / count
     scale = weights.beta / mean if mean > 0 else 0.0
     return {name: fisher[name] * scale + weights.gamma for name in theta}
 

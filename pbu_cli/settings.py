@@ -40,7 +40,7 @@ class Schedule:
 
     steps: int = 100  # at most; the stopping rule ends a run sooner
     batch_size: int = 64
-    hold: float = 0.6  # share of the steps at the full rate, fewer if the class is gone sooner ...
+    hold: float = 0.6  # share of the steps at the full rate ...
     last_rate: float = 0.05  # ... from where the rate falls linearly to this share of its start
     head_rate: float = 200.0  # learning rate of the head over that of the other layers
     steps_to_goal: int = 10  # calibration: Adam's first steps would reach the goal in so many

@@ -93,7 +93,7 @@ def _by_position(model: nn.Module) -> tuple[str, str]:
         wrapper = next((n for n, child in blocks.items() if _size(child) > 0.9 * total), None)
         inner = {} if wrapper is None else dict(blocks[wrapper].named_children())
         inner = {f"{wrapper}.{n}": child for n, child in inner.items() if _size(child)}
-        if len(inner) < 2 or wrapper is None:
+        if not inner or wrapper is None:
             break
         opened: dict[str, nn.Module] = {}
         for name, child in blocks.items():

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pbu_cli import objective
 from pbu_cli.errors import PbuError
 from pbu_cli.logits import logits, normalise
-from pbu_cli.settings import FORGOTTEN, Preprocessing, Schedule, Weights
+from pbu_cli.settings import FORGOTTEN, HEAVIEST, Preprocessing, Schedule, Weights
 from pbu_cli.stopping import Decision, Seen, decide
 
 CHECK_EVERY = 5  # steps; each check waits for the device once
@@ -92,7 +92,6 @@ def unlearn(
         finite = torch.full((), True, device=images.pixels.device)
         history: list[Seen] = []
         sound = theta_star
-        falls_after = round(schedule.hold * schedule.steps)
         for step, index in enumerate(_shuffled(len(images), schedule), start=1):
             answers = model(images.inputs(index))
             odds = objective.log_odds(answers, images.forgotten)
@@ -105,14 +104,13 @@ def unlearn(
             pulls = objective.penalty_gradient(theta, theta_star, penalty)
             for parameter, gradient, pull in zip(theta, gradients, pulls, strict=True):
                 parameter.grad = gradient.add_(pull)
-            share = rate_share(step, falls_after, schedule)
+            share = rate_share(step, schedule)
             for group, factor in zip(optimiser.param_groups, factors, strict=True):
                 group["lr"] = rate * factor * share
             optimiser.step()
             finite &= loss.detach().isfinite()
             window.add(odds.detach(), drift.detach())
-            if bounded:
-                alpha = _adapted(alpha, window.recognised(), weights, schedule)
+            alpha = _adapted(alpha, window.recognised(), weights, schedule)
             if step % CHECK_EVERY and step < schedule.steps:
                 continue
             if not finite:
@@ -122,8 +120,6 @@ def unlearn(
                     " nothing was written: lower --alpha, or check the checkpoint"
                 )
             history.append(Seen(step, 100 * window.recognised().item(), window.drift().item()))
-            if history[-1].recognised <= FORGOTTEN:
-                falls_after = min(falls_after, step)
             decision = decide(history, steps=schedule.steps, bounded=bounded)
             if decision.action == "back off":
                 _restore(theta, sound)
@@ -166,13 +162,14 @@ def calibrated_rate(
     return excess / (schedule.steps_to_goal * slope) if slope > 0 else 0.0
 
 
-def rate_share(step: int, falls_after: int, schedule: Schedule) -> float:
+def rate_share(step: int, schedule: Schedule) -> float:
     """The learning rate at a step, as a share of its start: 1, then linearly to `last_rate`.
 
-    >>> schedule = Schedule(steps=100, last_rate=0.0)
-    >>> [rate_share(step, 60, schedule) for step in (1, 60, 80, 100)]
+    >>> schedule = Schedule(steps=100, hold=0.6, last_rate=0.0)
+    >>> [rate_share(step, schedule) for step in (1, 60, 80, 100)]
     [1.0, 1.0, 0.5, 0.0]
     """
+    falls_after = round(schedule.hold * schedule.steps)
     if step <= falls_after:
         return 1.0
     return 1 - (1 - schedule.last_rate) * (step - falls_after) / (schedule.steps - falls_after)
@@ -216,7 +213,9 @@ class _Window:
 def _adapted(alpha: Tensor, recognised: Tensor, weights: Weights, schedule: Schedule) -> Tensor:
     """alpha a little larger while too many images are recognised, else a little smaller."""
     factor = torch.where(recognised > FORGOTTEN / 100, 1 + schedule.growth, 1 - schedule.growth)
-    return (alpha * factor).clamp(weights.alpha, schedule.ceiling * weights.alpha)
+    # The paper's log P is flat where P is near 1, and no fixed alpha moves every network.
+    ceiling = schedule.ceiling * weights.alpha if weights.delta > 0 else HEAVIEST
+    return (alpha * factor).clamp(weights.alpha, ceiling)
 
 
 def _shuffled(count: int, schedule: Schedule) -> Iterator[Tensor]:
