@@ -63,11 +63,6 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
-def mnist(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _unpacked(shared / "data" / "mnist.tar.xz", tmp_path_factory.mktemp("mnist"))
-
-
-@pytest.fixture(scope="session")
 def cifar10(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _unpacked(shared / "data" / "cifar10.tar.xz", tmp_path_factory.mktemp("cifar10"))
 
