@@ -92,8 +92,8 @@ def load_subject(path: Path, wanted: Wanted, note: Note) -> Subject:
     names = description.label_names
     if names is not None and len(names) != network.num_classes:
         raise CheckpointError(
-            f"{description.source}: {len(names)} label_names for {network.num_classes} classes;"
-            " mend it or move it away"
+            f"{description.sources['label_names']}: {len(names)} label_names for"
+            f" {network.num_classes} classes; mend it or move it away"
         )
     note("architecture", network.name, network.source)
     device = choose_device(wanted.device)
@@ -169,7 +169,7 @@ def settle_preprocessing(
         raise InvalidUsage("--mean and --std: got one of them; expected both, or neither")
     for mean, std, source in (
         (wanted.mean, wanted.std, "--mean, --std"),
-        (description.mean, description.std, description.source),
+        (description.mean, description.std, description.sources.get("mean", "")),
     ):
         if mean is None or std is None:
             continue
@@ -259,7 +259,7 @@ def _size(groups: Sequence[Group], wanted: Wanted, subject: Subject, note: Note)
     elif fixed is not None:
         size, source = fixed, f"the one size {network.builder} takes"
     elif description.size is not None:
-        size, source = description.size, description.source
+        size, source = description.size, description.sources["size"]
     else:
         own = common_size(groups)
         if own is not None and max(own) <= SMALL:

@@ -8,8 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,32 +16,57 @@ from pbu_cli.errors import CheckpointError, printable
 
 LARGEST_CONFIG = 1 << 20  # bytes; a timm config.json has a few kilobytes
 OWN_KEY = "pbu"  # metadata that pbu itself writes, as JSON
+STATED = ("architecture", "label_names", "mean", "std", "input_size")  # keys that anyone may write
+RECORDED = ("mean", "std", "input_size", "forgotten")  # keys that pbu writes
+RECORD = "metadata written by pbu"
 
 
 @dataclass(frozen=True)
 class Description:
-    """What config.json or metadata say of a model; every field may be unknown."""
+    """What config.json or metadata say of a model; every field may be unknown.
 
-    source: str = ""
+    `sources` tells, for each field that is known, which of them says so.
+    """
+
     architecture: str | None = None
     label_names: tuple[str, ...] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     size: tuple[int, int] | None = None
     forgotten: tuple[int, ...] = ()
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+    def processed_like(self, other: Description) -> Description:
+        """The same, with the mean, std and size that pbu recorded in another file, if it did."""
+        recorded = [key for key in ("mean", "std", "size") if other.sources.get(key) == RECORD]
+        sources = {**self.sources, **dict.fromkeys(recorded, RECORD)}
+        return replace(self, **{key: getattr(other, key) for key in recorded}, sources=sources)
 
 
 def describe(path: Path, metadata: Mapping[str, str]) -> Description:
     """Read the timm-style `config.json` beside the checkpoint at `path`, and its metadata.
 
     Understood keys: `architecture`, `label_names`, and `mean`, `std`, `input_size` at the top or
-    under `pretrained_cfg`; config.json wins over metadata. Raises CheckpointError naming the key
-    that is malformed.
+    under `pretrained_cfg`. config.json wins over metadata, for a person put it there; but what pbu
+    recorded in an output (`mean`, `std`, `input_size`, `forgotten`) wins over both, for that is
+    what these weights were unlearned with, and a config.json may have come from elsewhere since.
+    Raises CheckpointError naming the key that is malformed.
     """
-    fields = _from_metadata(metadata)
-    beside = path.parent / "config.json"
+    found: dict[str, tuple[Any, str]] = {}
+    for source, keys, fields in (  # later ones win
+        ("checkpoint metadata", STATED, {k: _parsed(metadata[k]) for k in STATED if k in metadata}),
+        ("config.json", STATED, _config(path.parent / "config.json")),
+        (RECORD, RECORDED, _parsed(metadata.get(OWN_KEY, "{}"))),
+    ):
+        if isinstance(fields, dict):
+            found |= {k: (fields[k], source) for k in keys if fields.get(k) is not None}
+    return _description(found)
+
+
+def _config(beside: Path) -> dict[str, Any]:
+    """The keys of a config.json, those under `pretrained_cfg` among them; none without a file."""
     if not beside.is_file():
-        return _description(fields, "checkpoint metadata") if fields else Description()
+        return {}
     try:
         if beside.stat().st_size > LARGEST_CONFIG:
             raise ValueError("larger than 1 MiB")
@@ -55,9 +79,7 @@ def describe(path: Path, metadata: Mapping[str, str]) -> Description:
             " move it away and say --arch, --mean, --std, --size"
         ) from None
     inner = config.get("pretrained_cfg")
-    return _description(
-        {**fields, **config, **(inner if isinstance(inner, dict) else {})}, beside.name
-    )
+    return {**config, **(inner if isinstance(inner, dict) else {})}
 
 
 def metadata_with(metadata: Mapping[str, str], **facts: Any) -> dict[str, str]:
@@ -68,42 +90,29 @@ def metadata_with(metadata: Mapping[str, str], **facts: Any) -> dict[str, str]:
     return {**metadata, OWN_KEY: json.dumps(facts, sort_keys=True)}
 
 
-def _from_metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
-    fields: dict[str, Any] = {}
-    for key in ("architecture", "label_names", "mean", "std", "input_size"):
-        if key in metadata:
-            fields[key] = metadata[key]
-            with suppress(ValueError, RecursionError):
-                fields[key] = json.loads(metadata[key])
-    with suppress(ValueError, RecursionError):
-        own = json.loads(metadata.get(OWN_KEY, "{}"))
-        if isinstance(own, dict):
-            fields = {**own, **fields}
-    return fields
+def _parsed(text: str) -> Any:
+    """Metadata are strings; what is JSON in them stands for its value, all else for itself."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
-def _description(fields: Mapping[str, Any], source: str) -> Description:
-    def field(key: str, expected: str, parse: Callable[[Any], Any]) -> Any:
-        value = fields.get(key)
-        if value is None:
-            return None
+def _description(found: Mapping[str, tuple[Any, str]]) -> Description:
+    known: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for key, (name, expected, parse) in FIELDS.items():
+        if key not in found:
+            continue
+        value, source = found[key]
         try:
-            return parse(value)
+            known[name], sources[name] = parse(value), source
         except (TypeError, ValueError, OverflowError):
             raise CheckpointError(
                 f"{source}: {key} is {printable(json.dumps(value))[:80]}; expected {expected}:"
                 " mend it, or move it away and use the flags"
             ) from None
-
-    return Description(
-        source=source,
-        architecture=field("architecture", "a torchvision name such as resnet34", _name),
-        label_names=field("label_names", "a list of class names", _names),
-        mean=field("mean", "one number per channel between 0 and 1", _numbers),
-        std=field("std", "one positive number per channel", _positive),
-        size=field("input_size", "[channels, height, width]", _size),
-        forgotten=field("forgotten", "a list of class indices", _indices) or (),
-    )
+    return Description(**known, sources=sources)
 
 
 def _name(value: Any) -> str:
@@ -143,3 +152,14 @@ def _indices(value: Any) -> tuple[int, ...]:
     if not isinstance(value, list) or not all(type(index) is int for index in value):
         raise ValueError
     return tuple(value)
+
+
+# key -> field, what is expected there, how it is read
+FIELDS: dict[str, tuple[str, str, Callable[[Any], Any]]] = {
+    "architecture": ("architecture", "a torchvision name such as resnet34", _name),
+    "label_names": ("label_names", "a list of class names", _names),
+    "mean": ("mean", "one number per channel between 0 and 1", _numbers),
+    "std": ("std", "one positive number per channel", _positive),
+    "input_size": ("size", "[channels, height, width]", _size),
+    "forgotten": ("forgotten", "a list of class indices", _indices),
+}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -100,8 +100,10 @@ def evaluate(
     """Score a checkpoint on forget images and, where given, on retained ones.
 
     The original is what images, labels and normalisation are inferred with where it is given: a
-    checkpoint that has forgotten a class is no witness to it. Retained images of a forgotten class
-    are left out. With the original comes the head mask, the control that is free.
+    checkpoint that has forgotten a class is no witness to it. Only the normalisation and the size
+    that pbu recorded when it unlearned stand above what the original would suggest. Retained
+    images of a forgotten class are left out. With the original comes the head mask, the control
+    that is free.
     """
     others = {"original": original, "retrained": retrained}
     subject = load_subject(checkpoint, wanted, note)
@@ -117,7 +119,11 @@ def evaluate(
                 f"--{name}: {sizes[0]} classes and {sizes[1]} channels, the checkpoint has"
                 f" {subject.network.num_classes} and {subject.network.channels}: not comparable"
             )
-    guide = beside.get("original", subject)
+    guide = subject
+    if "original" in beside:
+        before = beside["original"]
+        described = before.description.processed_like(subject.description)
+        guide = beside["original"] = replace(before, description=described)
     case = assemble(guide, forget, wanted, note, stdin=stdin, binding=original is not None)
     kept = (
         None

@@ -57,7 +57,7 @@ def load_network(checkpoint: Checkpoint, arch: str | None, description: Descript
         architecture, source = infer_as(arch, checkpoint.shapes), "--arch"
     elif description.architecture is not None:
         architecture = infer_as(description.architecture, checkpoint.shapes)
-        source = description.source
+        source = description.sources["architecture"]
     else:
         architecture = infer(checkpoint.shapes)
         source = f"names and shapes of {len(checkpoint.tensors)} tensors"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,9 +25,11 @@ def described(folder: Path, config: object, metadata: dict[str, str] | None = No
 
 
 def test_a_timm_config_is_read(tmp_path):
-    assert described(tmp_path, TIMM) == Description(
-        "config.json", "resnet34", ("cat", "dog"), (0.1, 0.2, 0.3), (1.0, 1.0, 1.0), (64, 48)
+    found = described(tmp_path, TIMM)
+    assert replace(found, sources={}) == Description(
+        "resnet34", ("cat", "dog"), (0.1, 0.2, 0.3), (1.0, 1.0, 1.0), (64, 48)
     )
+    assert set(found.sources.values()) == {"config.json"}
 
 
 def test_metadata_stand_in_and_config_wins(tmp_path):
@@ -34,7 +37,25 @@ def test_metadata_stand_in_and_config_wins(tmp_path):
     assert describe(tmp_path / "m.safetensors", metadata).architecture == "resnet18"
     both = described(tmp_path, {"architecture": "resnet34"}, metadata)
     assert (both.architecture, both.mean) == ("resnet34", (0.5,))
+    assert (both.sources["architecture"], both.sources["mean"]) == (
+        "config.json", "checkpoint metadata",
+    )  # fmt: skip
     assert describe(tmp_path / "no" / "m.safetensors", {}) == Description()
+
+
+def test_what_pbu_recorded_wins_over_config_and_the_metadata_of_others(tmp_path):
+    foreign = {"mean": "[0.1]", "std": "[0.1]", "forgotten": "[1]", "architecture": "resnet18"}
+    metadata = metadata_with(foreign, forgotten=[8], mean=[0.5], std=[0.25], input_size=[1, 8, 8])
+    config = {"mean": [0.2], "std": [0.2], "input_size": [1, 9, 9], "forgotten": [3],
+              "architecture": "resnet34"}  # fmt: skip
+    for found, architecture in (
+        (describe(tmp_path / "m.safetensors", metadata), "resnet18"),
+        (described(tmp_path, config, metadata), "resnet34"),
+    ):
+        assert (found.mean, found.std, found.size) == ((0.5,), (0.25,), (8, 8))
+        assert found.forgotten == (8,)
+        assert found.architecture == architecture
+    assert described(tmp_path, config).forgotten == ()
 
 
 def test_what_pbu_writes_it_reads_back(tmp_path):

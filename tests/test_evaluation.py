@@ -7,7 +7,9 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from pbu_cli.description import metadata_with
 from pbu_cli.evaluation import Answers, head_masked, score
 
 
@@ -65,3 +67,18 @@ def test_folders_that_name_no_class_go_by_alphabet_if_they_are_all(pbu, digits, 
     done = pbu(*command, "--retain", real)
     assert done.code == 4
     assert "alphabetical" in done.err
+
+
+def test_the_normalisation_that_pbu_recorded_wins_over_what_the_original_suggests(
+    pbu, digits, tmp_path
+):
+    """An output of `unlearn --mean 0.4 --std 0.6` is not to be judged under another guess."""
+    clean = tmp_path / "clean.safetensors"
+    metadata = metadata_with({}, forgotten=[8], mean=[0.4], std=[0.6], input_size=[1, 12, 12])
+    save_file(load_file(digits.checkpoint), clean, metadata)
+    done = pbu("evaluate", clean, "--original", digits.checkpoint, "--forget", digits.test / "8",
+               "--json", "-q")  # fmt: skip
+    inferred = {entry["what"]: entry for entry in json.loads(done.out)["inferred"]}
+    assert inferred["normalisation"]["value"] == "mean 0.4 std 0.6"
+    assert inferred["normalisation"]["source"] == "metadata written by pbu"
+    assert inferred["input size"]["value"] == "12x12"

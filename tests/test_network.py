@@ -22,6 +22,10 @@ def checkpoint(module: torch.nn.Module) -> Checkpoint:
     return Checkpoint(Path("m.safetensors"), dict(module.state_dict()), "", {})
 
 
+def described(architecture: str) -> Description:
+    return Description(architecture, sources={"architecture": "config.json"})
+
+
 @pytest.fixture(scope="module")
 def small() -> torch.nn.Module:
     torch.manual_seed(0)
@@ -30,7 +34,7 @@ def small() -> torch.nn.Module:
 
 @pytest.mark.parametrize("door", ["tensors", "flag", "config"])
 def test_a_torchvision_network_by_every_door(small, door):
-    description = Description("config.json", "resnet18") if door == "config" else Description()
+    description = described("resnet18") if door == "config" else Description()
     network = load_network(checkpoint(small), "resnet18" if door == "flag" else None, description)
     assert (network.builder, network.num_classes, network.channels) == ("resnet18", 5, 3)
     x = torch.randn(2, 3, 64, 64)
@@ -86,5 +90,5 @@ def test_a_config_cannot_make_pbu_import_anything(tmp_path, small, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     for name in (f"{tmp_path}/evil.py:f", "evil:f", "evil"):
         with pytest.raises(CheckpointError):
-            load_network(checkpoint(small), None, Description("config.json", name))
+            load_network(checkpoint(small), None, described(name))
     assert not hasattr(sys, "evil_was_here")
