@@ -12,9 +12,8 @@ from torch import Tensor
 
 from pbu_cli.checkpoint import Checkpoint, read
 from pbu_cli.description import Description, describe
-from pbu_cli.errors import CheckpointError, InvalidUsage, PbuError
+from pbu_cli.errors import CheckpointError, ImageError, InvalidUsage, PbuError
 from pbu_cli.evidence import (
-    Label,
     label_from_name,
     parse_label,
     rank_normalisations,
@@ -65,16 +64,16 @@ class Subject:
 class Case:
     """A subject with its forget images.
 
-    images: uint8 pixels on the CPU. image_labels: int64 [n]. labels: one per group of images.
-    answers: the subject's logits on the images, float32 [n, c], on the device.
+    images: uint8 pixels on the CPU. image_labels: int64 [n]. answers: the subject's logits on the
+    images, float32 [n, c], on the device. warnings: what the user should know of them.
     """
 
     subject: Subject
     preprocessing: Preprocessing
     images: Images
     image_labels: Tensor
-    labels: tuple[Label, ...]
     answers: Tensor
+    warnings: tuple[str, ...]
 
     @property
     def forgotten(self) -> Tensor:
@@ -116,7 +115,7 @@ def assemble(
 
     With `binding` the network's answers have to agree with the folders' names. An evaluation is
     not bound, since its network may have forgotten these images; if its metadata say that it has,
-    they tell the label and its answers do not.
+    they tell the label and its answers do not. Raises ImageError where no class would be left.
     """
     network = subject.network
     listed = list_groups(sources, stdin)
@@ -132,26 +131,38 @@ def assemble(
     given = _given_labels(wanted, groups, subject)
     known = [n if g is None else g for g, n in zip(given, named, strict=True)]
     preprocessing = settle_preprocessing(subject, images, known, wanted, note)
-    forgot = () if binding else subject.description.forgotten
-    if len(forgot) == 1:
-        named = [forgot[0] if label is None else label for label in named]
     answers = logits(network.module, images.pixels, preprocessing, wanted.batch_size)
     best = answers.argmax(dim=1).cpu()
-    labels = tuple(
+    labels = [
         settle_label(
             group.name,
             given[k],
             named[k],
             best[images.group == k],
             binding=binding,
-            remembers=not forgot,
+            forgotten=() if binding else subject.description.forgotten,
         )
         for k, group in enumerate(groups)
-    )
-    for label in {label.index: label for label in labels}.values():
+    ]
+    by_index = {label.index: label for label in labels}
+    for label in by_index.values():
         note("label", subject.class_name(label.index), label.source)
+    if len(by_index) == network.num_classes:
+        raise ImageError(
+            f"the images are of every class of the network ({network.num_classes}), so that none"
+            " would be left to keep; expected fewer: --forget those to forget alone"
+        )
     per_image = torch.tensor([label.index for label in labels])[images.group]
-    return Case(subject, preprocessing, images, per_image, labels, answers)
+    doubts = [label.doubt for label in labels if label.doubt is not None]
+    warnings = (*left_out("forget", images), *doubts)
+    return Case(subject, preprocessing, images, per_image, answers, warnings)
+
+
+def left_out(which: str, images: Images) -> list[str]:
+    """A warning of the images that `--skip-bad` has left out, if there are any."""
+    if not images.bad:
+        return []
+    return [f"{len(images.bad)} unreadable {which} images were left out, first {images.bad[0]}"]
 
 
 def settle_preprocessing(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -257,6 +258,7 @@ def fisher(
             "output": str(place),
             "estimator": estimator,
             "images": images,
+            "skipped": len(case.images.bad),
             "parameters": count,
             "trace": total,
             "seconds": {"load": loading, "fisher": measuring},
@@ -453,13 +455,15 @@ def evaluate(
         retrained=retrained,
         stdin=getattr(sys.stdin, "buffer", None),
     )
+    log.warn(result.warnings)
     rows = [
         (s.name, percent(s.a_df), _range(s.a_df_interval), percent(s.a_dr), _range(s.a_dr_interval))
         for s in result.scores
     ]
-    retained = f"{result.retained:,} retained" if result.retained else "no retained"
+    used = result.images
+    retained = f"{used['retain']:,} retained" if used["retain"] else "no retained"
     screen.table(
-        f"Accuracy on {result.forgotten:,} forget and {retained} images (%)",
+        f"Accuracy on {used['forget']:,} forget and {retained} images (%)",
         ("", "A_Df", "95 %", "A_Dr", "95 %"),
         rows,
         *(CONTROL if original is not None else ()),
@@ -485,7 +489,8 @@ def evaluate(
     screen.document(
         {
             **_heading("evaluate", log),
-            "images": {"forget": result.forgotten, "retain": result.retained},
+            "images": result.images,
+            "skipped": result.skipped,
             "scores": [vars(s) for s in result.scores],
         }
     )
@@ -546,11 +551,17 @@ def _screen(as_json: bool, quiet: bool) -> tuple[Screen, Log]:
 
 
 class Log:
-    """What was inferred, shown as it happens and kept for the JSON document."""
+    """What was inferred and warned of, shown as it happens and kept for the JSON document."""
 
     def __init__(self, screen: Screen) -> None:
         self.entries: list[dict[str, str]] = []
+        self.warnings: list[str] = []
         self._screen = screen
+
+    def warn(self, messages: Iterable[str]) -> None:
+        for message in messages:
+            self.warnings.append(message)
+            self._screen.warn(message)
 
     def __call__(self, what: str, value: str, source: str) -> None:
         self.entries.append({"what": what, "value": value, "source": source})
@@ -596,8 +607,7 @@ def _case(checkpoint: Path, forget: list[str], wanted: Wanted, log: Log, screen:
             stdin=getattr(sys.stdin, "buffer", None),
             decoding=lambda count: bar(count, "images"),
         )
-    if case.images.bad:
-        screen.warn(f"{len(case.images.bad)} unreadable images were left out (--skip-bad)")
+    log.warn(case.warnings)
     return case
 
 
@@ -607,7 +617,13 @@ def _finish_dry(screen: Screen, log: Log, command: str, place: Path) -> None:
 
 
 def _heading(command: str, log: Log) -> dict[str, Any]:
-    return {"schema": SCHEMA, "pbu": __version__, "command": command, "inferred": log.entries}
+    return {
+        "schema": SCHEMA,
+        "pbu": __version__,
+        "command": command,
+        "inferred": log.entries,
+        "warnings": log.warnings,
+    }
 
 
 def _block_row(block: str, values: list[Any], total: float) -> tuple[str, ...]:

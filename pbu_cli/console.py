@@ -41,7 +41,8 @@ class Screen:
             self.err.print(line, soft_wrap=True)
 
     def warn(self, message: str) -> None:
-        self.err.print(Text("warning: ", "bold yellow").append(printable(message, 2000)))
+        line = Text("warning: ", "bold yellow").append(printable(message, 2000))
+        self.err.print(line, soft_wrap=True)
 
     def echo(self, command: str) -> None:
         """A command about to be run, as the user could type it."""

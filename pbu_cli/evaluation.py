@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pbu_cli import metrics
-from pbu_cli.case import Case, Note, Subject, Wanted, assemble, load_subject
+from pbu_cli.case import Case, Note, Subject, Wanted, assemble, left_out, load_subject
 from pbu_cli.errors import CheckpointError, ImageError, printable
 from pbu_cli.evidence import label_from_name
 from pbu_cli.folders import Group, list_groups, split_by_subfolder
@@ -39,12 +39,17 @@ class Scores:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores of the checkpoint, and of what it is compared with, on the same images."""
+    """Scores of the checkpoint, and of what it is compared with, on the same images.
+
+    images, skipped: how many of the forget and of the retained images were used, and how many left
+    out as unreadable, under `forget` and `retain`.
+    """
 
     scores: tuple[Scores, ...]
-    forgotten: int
-    retained: int
+    images: dict[str, int]
+    skipped: dict[str, int]
     subject: Subject
+    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -142,11 +147,13 @@ def evaluate(
         answers["original, head mask"] = head_masked(answers["original"], case.forgotten)
     labels = None if kept is None else kept[1]
     order = ("checkpoint", "original", "original, head mask", "retrained")
+    used = {"forget": case.images, "retain": None if kept is None else kept[0]}
     return Evaluation(
         tuple(score(n, answers[n], case.image_labels, labels) for n in order if n in answers),
-        len(case.image_labels),
-        0 if labels is None else len(labels),
+        {which: 0 if some is None else len(some.pixels) for which, some in used.items()},
+        {which: 0 if some is None else len(some.bad) for which, some in used.items()},
         guide,
+        case.warnings + (() if kept is None else tuple(left_out("retained", kept[0]))),
     )
 
 
@@ -160,7 +167,9 @@ def _retained(
 ) -> tuple[Images, Tensor]:
     """Retained images and their labels, those of forgotten classes left out."""
     listed = (
-        _from_list(Path(source), case) if Path(source).is_file() else _from_folder(source, case)
+        _from_list(Path(source), case)
+        if Path(source).is_file()
+        else _from_folder(source, case, note)
     )
     gone = {*case.image_labels.tolist(), *forgotten}
     groups = [(group, label) for group, label in listed if label not in gone]
@@ -182,23 +191,36 @@ def _retained(
     return images, labels
 
 
-def _from_folder(source: str, case: Case) -> list[tuple[Group, int]]:
-    """A folder of class folders: labels by name or, where they are all the classes there are, by
-    alphabetical order, as torchvision's ImageFolder has it."""
-    network = case.subject.network
+def _from_folder(source: str, case: Case, note: Note) -> list[tuple[Group, int]]:
+    """A folder of class folders: labels by name or, where they are all the classes there are and no
+    name says otherwise, by alphabetical order, as torchvision's ImageFolder has it."""
+    classes = case.subject.network.num_classes
     names = case.subject.description.label_names
     (whole,) = list_groups([source], None)
     groups = split_by_subfolder(whole)
-    found = [label_from_name(g.name, names, network.num_classes, strict=True) for g in groups]
+    found = [label_from_name(g.name, names, classes, strict=True) for g in groups]
     known = [label for label in found if label is not None]
     if len(known) == len(groups) == len(set(known)):
         return list(zip(groups, known, strict=True))
-    if len(groups) == network.num_classes:
+    astray = [k for k, label in enumerate(found) if label not in (None, k)]
+    if len(groups) == classes and not astray:
+        first, last = printable(groups[0].name, 40), printable(groups[-1].name, 40)
+        note(
+            "retained",
+            f"classes 0 to {classes - 1} are {first} to {last}",
+            "alphabetical order: not every folder's name is a class",
+        )
         return [(group, label) for label, group in enumerate(groups)]
+    contradiction = (
+        f", and {printable(groups[astray[0]].name, 40)} names class {found[astray[0]]} but would be"
+        f" {astray[0]}"
+        if len(groups) == classes
+        else ""
+    )
     raise ImageError(
-        f"{printable(source)}: {len(groups)} folders, not all of which name a class; expected class"
-        f" indices or names, or one folder for each of the {network.num_classes} classes in"
-        " alphabetical order"
+        f"{printable(source)}: {len(groups)} folders, not all of which name a class of their own;"
+        f" expected class indices or names, or one folder for each of the {classes} classes in"
+        f" alphabetical order{contradiction}"
     )
 
 

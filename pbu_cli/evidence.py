@@ -22,6 +22,7 @@ from pbu_cli.settings import NORMALISATIONS, Preprocessing
 SAMPLE = 256  # images a candidate normalisation is tried on
 MISMATCH_POINTS = 50  # percentage points of recognition that one nat of mismatch outweighs
 MAJORITY = 50.0  # percent of a folder that the model must give one class to make it the label
+DOUBTFUL = 10.0  # percent: where the model agrees with a folder's name on fewer, that is said
 
 
 @dataclass(frozen=True)
@@ -117,10 +118,11 @@ def label_from_name(
 
 @dataclass(frozen=True)
 class Label:
-    """A folder's label and where it comes from, in words."""
+    """A folder's label, where it comes from, and what speaks against it, in words."""
 
     index: int
     source: str
+    doubt: str | None = None
 
 
 def settle_label(
@@ -130,32 +132,48 @@ def settle_label(
     answers: Tensor,
     *,
     binding: bool = True,
-    remembers: bool = True,
+    forgotten: Sequence[int] = (),
 ) -> Label:
     """The label of one folder: the user's, else its name's, else the model's majority answer.
 
     answers: int64 [n], the model's answers to the folder's images. Raises ImageError where they
-    contradict the name, if they are `binding`, or where nothing tells: the answers of a network
-    that no longer `remembers` the class do not.
+    contradict the name, if they are `binding`, or where nothing tells. The answers of a network
+    that says of itself what it has `forgotten` tell nothing; that record does, where it is of one
+    class, and a name that it contradicts is an error.
     """
     answer = majority(answers)
-    share = 100 * float((answers == answer).float().mean())
-    if given is not None:
-        agree = 100 * float((answers == given).float().mean())
-        return Label(given, f"--label; the model calls {agree:.1f} % of the images {given}")
+    share = _share(answers, answer)
     shown = printable(folder) or "the list"
+    if given is not None:
+        return Label(given, f"--label; {_agreement(answers, given)}")
     if named is not None:
-        agree = 100 * float((answers == named).float().mean())
+        agree = _share(answers, named)
+        if forgotten and named not in forgotten:
+            raise ImageError(
+                f"{shown}: the folder's name says class {named}, but the checkpoint's metadata say"
+                f" that it has forgotten {', '.join(map(str, forgotten))}: settle it with --label"
+                f" {named}, or with --original and the checkpoint before forgetting"
+            )
         if binding and answer != named and share >= MAJORITY:
             raise ImageError(
                 f"{shown}: the folder's name says class {named}, but the model calls {share:.1f} %"
                 f" of its {len(answers)} images {answer} (and {agree:.1f} % {named}): settle it"
                 f" with --label {named} or --label {answer}, or set --mean and --std right"
             )
-        return Label(
-            named, f"name of folder {shown}; the model calls {agree:.1f} % of the images {named}"
+        doubt = (
+            f"{shown}: the folder's name says class {named}, but the model calls only"
+            f" {agree:.1f} % of its {len(answers)} images {named} (commonest: {share:.1f} %"
+            f" {answer}); check --label, --mean, --std and --size"
         )
-    if not remembers:
+        return Label(
+            named,
+            f"name of folder {shown}; {_agreement(answers, named)}",
+            doubt if binding and agree < DOUBTFUL else None,
+        )
+    if len(forgotten) == 1:
+        (gone,) = forgotten
+        return Label(gone, f"metadata: what it has forgotten; {_agreement(answers, gone)}")
+    if forgotten:
         raise ImageError(
             f"{shown}: nothing tells its class, and a model that has forgotten it cannot: pass"
             " --label, or --original with the checkpoint before forgetting"
@@ -165,7 +183,15 @@ def settle_label(
             f"{shown}: nothing tells its class: the model's commonest answer, {answer}, is only"
             f" {share:.1f} % of {len(answers)} images: pass --label, or set --mean and --std right"
         )
-    return Label(answer, f"the model calls {share:.1f} % of the images {answer}")
+    return Label(answer, _agreement(answers, answer))
+
+
+def _share(answers: Tensor, label: int) -> float:
+    return 100 * float((answers == label).float().mean())
+
+
+def _agreement(answers: Tensor, label: int) -> str:
+    return f"the model calls {_share(answers, label):.1f} % of the images {label}"
 
 
 def _per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:

@@ -171,7 +171,9 @@ def test_an_output_remembers_what_it_forgot(pbu, digits, unlearned, tmp_path):
     done = pbu("evaluate", unlearned, "--forget", folder)
     assert done.code == 0
     assert "unknown" in done.out
-    assert "(metadata" in done.err or "metadata" in done.err
+    notes = dict(line.split(":", 1) for line in done.err.splitlines())
+    assert " 8  (metadata: what it has forgotten; the model calls" in notes["label"]
+    assert notes["normalisation"].endswith("(metadata written by pbu)")
 
 
 @pytest.mark.parametrize(
@@ -273,6 +275,9 @@ def bad_cases(digits: DemoFiles, folder: Path) -> dict[str, tuple[list[object], 
         "output exists": ([*ok, "-o", taken], 2, "--force"),
         "output is the input": ([*ok, "-o", digits.checkpoint, "--force"], 2, "equal to input"),
         "output in no folder": ([*ok, "-o", folder / "no" / "x.safetensors"], 2, "no such folder"),
+        "every class": (
+            [digits.checkpoint, "--forget", digits.train], 4, "none would be left to keep",
+        ),
         "output no safetensors": ([*ok, "-o", folder / "x.pt"], 2, "safetensors"),
         "Fisher file of nothing": ([*ok, "--fisher", folder / "f.safetensors"], 3, "No such file"),
     }  # fmt: skip
@@ -304,10 +309,26 @@ def test_skip_bad_goes_on_and_counts(pbu: Run, digits: DemoFiles, tmp_path: Path
     folder = tmp_path / "8"
     shutil.copytree(digits.train / "8", folder)
     (folder / "broken.png").write_bytes(b"\x89PNG")
-    done = pbu("unlearn", digits.checkpoint, "--forget", folder, "--skip-bad", "--dry-run",
+    for command, flags in (("unlearn", FAST), ("fisher", ["--layers", "head"])):
+        done = pbu(command, digits.checkpoint, "--forget", folder, "--skip-bad", "--json", *flags,
+                   "-o", tmp_path / f"{command}.safetensors")  # fmt: skip
+        assert "1 unreadable forget images were left out, first" in done.err
+        assert "broken.png" in done.err
+        assert json.loads(done.out)["skipped"] == 1
+
+
+def test_a_folder_that_the_network_knows_nothing_of_is_warned_of(pbu, digits, tmp_path):
+    """Named 5, holding a few of each other class: no majority that would contradict the name."""
+    folder = tmp_path / "5"
+    folder.mkdir()
+    for digit in "0123789":
+        for path in sorted((digits.train / digit).iterdir())[:4]:
+            shutil.copy(path, folder)
+    done = pbu("unlearn", digits.checkpoint, "--forget", folder, "--dry-run", "--json", "-q",
                "-o", tmp_path / "o.safetensors")  # fmt: skip
     assert done.code == 0
-    assert "1 unreadable" in done.err
+    assert done.err.startswith("warning: 5: the folder's name says class 5, but the model calls")
+    assert json.loads(done.out)["warnings"][0] in done.err
 
 
 def test_a_disk_without_space_or_permission(pbu: Run, digits: DemoFiles, tmp_path: Path) -> None:

@@ -62,7 +62,16 @@ def test_folders_that_name_no_class_go_by_alphabet_if_they_are_all(pbu, digits, 
         shutil.copytree(digits.test / str(digit), real / name)
     command = ["evaluate", digits.checkpoint, "--forget", digits.test / "8", "--json", "-q"]
     by_name = json.loads(pbu(*command, "--retain", digits.test).out)["scores"]
-    assert json.loads(pbu(*command, "--retain", real).out)["scores"] == by_name
+    by_alphabet = json.loads(pbu(*command, "--retain", real).out)
+    assert by_alphabet["scores"] == by_name
+    assert ("retained", "classes 0 to 9 are a to j") in {
+        (entry["what"], entry["value"]) for entry in by_alphabet["inferred"]
+    }
+    (real / "d").rename(real / "8")
+    done = pbu(*command, "--retain", real)  # in alphabetical order it would be 0
+    assert done.code == 4
+    assert "8 names class 8 but would be 0" in done.err
+    (real / "8").rename(real / "d")
     shutil.rmtree(real / "a")
     done = pbu(*command, "--retain", real)
     assert done.code == 4
@@ -82,3 +91,31 @@ def test_the_normalisation_that_pbu_recorded_wins_over_what_the_original_suggest
     assert inferred["normalisation"]["value"] == "mean 0.4 std 0.6"
     assert inferred["normalisation"]["source"] == "metadata written by pbu"
     assert inferred["input size"]["value"] == "12x12"
+
+
+def test_a_folder_that_contradicts_what_was_forgotten_is_an_error(pbu, digits, tmp_path):
+    clean = tmp_path / "clean.safetensors"
+    metadata = metadata_with({}, forgotten=[8], mean=[0.5], std=[0.5])
+    save_file(load_file(digits.checkpoint), clean, metadata)
+    command = ["evaluate", clean, "--forget", digits.test / "3", "-q"]
+    done = pbu(*command)
+    assert done.code == 4
+    assert "--label 3" in done.err
+    assert "--original" in done.err
+    for settled in (["--label", "3"], ["--original", digits.checkpoint]):
+        assert pbu(*command, *settled).code == 0
+
+
+def test_unreadable_images_are_counted_and_announced_on_both_sides(pbu, digits, tmp_path):
+    forget, retain = tmp_path / "8", tmp_path / "retain"
+    shutil.copytree(digits.test / "8", forget)
+    shutil.copytree(digits.test / "3", retain / "3")
+    for folder in (forget, retain / "3"):
+        (folder / "broken.png").write_bytes(b"\x89PNG")
+    done = pbu("evaluate", digits.checkpoint, "--forget", forget, "--retain", retain, "--skip-bad",
+               "--json", "-q")  # fmt: skip
+    document = json.loads(done.out)
+    assert document["skipped"] == {"forget": 1, "retain": 1}
+    assert len(document["warnings"]) == 2
+    assert "1 unreadable forget images" in done.err
+    assert "1 unreadable retained images" in done.err

@@ -69,12 +69,33 @@ def test_answers_that_contradict_the_name_are_an_error_that_names_the_flag():
     assert settle_label("class8", None, 8, THREES, binding=False).index == 8
 
 
+def test_a_record_of_what_was_forgotten_is_the_label_and_says_so():
+    found = settle_label("x", None, None, THREES, binding=False, forgotten=(8,))
+    assert (found.index, found.source.partition(":")[0]) == (8, "metadata")
+    assert settle_label("8", None, 8, THREES, binding=False, forgotten=(3, 8)).index == 8
+    assert settle_label("3", 3, 3, THREES, binding=False, forgotten=(8,)).index == 3
+
+
+def test_a_record_that_the_name_contradicts_is_an_error_that_names_the_flags():
+    with pytest.raises(ImageError, match=r"forgotten 8: settle it with --label 3, or with --orig"):
+        settle_label("class3", None, 3, THREES, binding=False, forgotten=(8,))
+
+
+def test_a_name_that_the_network_knows_nothing_of_is_doubted():
+    spread = torch.arange(20) % 8
+    doubt = settle_label("class8", None, 8, spread).doubt
+    assert doubt is not None
+    assert "only 0.0 % of its 20 images 8 (commonest: 15.0 % 0)" in doubt
+    assert settle_label("class8", None, 8, MIXED).doubt is None
+    assert settle_label("class8", None, 8, spread, binding=False).doubt is None
+
+
 def test_without_a_name_the_majority_decides_if_there_is_one():
     assert settle_label("x", None, None, EIGHTS).index == 8
     with pytest.raises(ImageError, match="--label"):
         settle_label("x", None, None, MIXED)
     with pytest.raises(ImageError, match="--label, or --original"):
-        settle_label("x", None, None, EIGHTS, remembers=False)
+        settle_label("x", None, None, EIGHTS, forgotten=(2, 3))
 
 
 @pytest.mark.parametrize("digit", range(10))
