@@ -97,7 +97,7 @@ def load_subject(path: Path, wanted: Wanted, note: Note) -> Subject:
     note("architecture", network.name, network.source)
     device = choose_device(wanted.device)
     network.module.to(device)
-    return Subject(checkpoint, description, network, device)
+    return Subject(checkpoint.under(network.prefix), description, network, device)
 
 
 def assemble(

@@ -14,7 +14,7 @@ import pickle
 import secrets
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,13 @@ class Checkpoint:
     def stored_names(self, tensors: Tensors) -> Tensors:
         """The same tensors under the names that the file itself uses."""
         return {self.prefix + name: tensor for name, tensor in tensors.items()}
+
+    def under(self, prefix: str) -> Checkpoint:
+        """The same with `prefix`, a part of its own, taken off the stored names and no more."""
+        stored = self.stored_names(self.tensors)
+        return replace(
+            self, tensors={n.removeprefix(prefix): t for n, t in stored.items()}, prefix=prefix
+        )
 
 
 def read(path: Path) -> Checkpoint:

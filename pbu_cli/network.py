@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import nn
 
-from pbu_cli.architecture import Architecture, infer, infer_as
+from pbu_cli.architecture import Architecture, Shapes, infer, infer_as
 from pbu_cli.checkpoint import Checkpoint
 from pbu_cli.description import Description
 from pbu_cli.errors import CheckpointError, InvalidUsage, printable
@@ -33,7 +33,7 @@ class Network:
     """A module in eval mode, float32, with the checkpoint's weights.
 
     `builder` is its torchvision name, None for the user's own; `image_size` the one size it takes,
-    None where it takes any.
+    None where it takes any; `prefix` what the file's names have before the module's.
     """
 
     module: nn.Module
@@ -42,6 +42,7 @@ class Network:
     num_classes: int
     channels: int
     image_size: int | None
+    prefix: str
     source: str
 
 
@@ -70,6 +71,7 @@ def load_network(checkpoint: Checkpoint, arch: str | None, description: Descript
         architecture.num_classes,
         architecture.in_channels,
         architecture.image_size,
+        checkpoint.prefix,
         source,
     )
 
@@ -77,14 +79,12 @@ def load_network(checkpoint: Checkpoint, arch: str | None, description: Descript
 def _own_network(checkpoint: Checkpoint, arch: str) -> Network:
     module = _call(_imported(arch), arch)
     expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    found = checkpoint.shapes
-    faults = [f"{n} is missing" for n in expected if n not in found and not n.endswith(COUNTER)]
-    faults += [f"{printable(n, 80)} is unexpected" for n in found if n not in expected]
-    faults += [
-        f"{n} is {list(found[n])}, expected {list(expected[n])}"
-        for n in expected
-        if n in found and found[n] != expected[n]
-    ]
+    # `model.` may be of a wrapper, or of this very module: the stored names are tried first.
+    prefix = checkpoint.prefix
+    prefixes = ["", *(prefix[: dot + 1] for dot, letter in enumerate(prefix) if letter == ".")]
+    readings = [checkpoint.under(prefix) for prefix in prefixes]
+    checkpoint = min(readings, key=lambda reading: len(_faults(expected, reading.shapes)))
+    faults = _faults(expected, checkpoint.shapes)
     if faults:
         raise CheckpointError(
             f"{printable(checkpoint.path)}: does not fit --arch {printable(arch)}:"
@@ -100,7 +100,19 @@ def _own_network(checkpoint: Checkpoint, arch: str) -> Network:
         )
     linear = [m for m in module.modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
     classes = linear.weight.shape[0]
-    return Network(module, arch, None, classes, convolution.in_channels, None, "--arch")
+    return Network(
+        module, arch, None, classes, convolution.in_channels, None, checkpoint.prefix, "--arch"
+    )
+
+
+def _faults(expected: Shapes, found: Shapes) -> list[str]:
+    faults = [f"{n} is missing" for n in expected if n not in found and not n.endswith(COUNTER)]
+    faults += [f"{printable(n, 80)} is unexpected" for n in found if n not in expected]
+    return faults + [
+        f"{n} is {list(found[n])}, expected {list(expected[n])}"
+        for n in expected
+        if n in found and found[n] != expected[n]
+    ]
 
 
 def _imported(arch: str) -> Callable[..., Any]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torchvision.models import resnet18
 
-from pbu_cli.checkpoint import Checkpoint
+from pbu_cli.checkpoint import Checkpoint, read
 from pbu_cli.description import Description
 from pbu_cli.errors import CheckpointError, InvalidUsage
 from pbu_cli.network import load_network
@@ -48,6 +48,28 @@ def test_a_network_of_ones_own_by_file_and_by_module(place):
     assert (network.builder, network.num_classes, network.channels) == (None, 10, 3)
     x = torch.randn(2, 3, 32, 32)
     assert torch.equal(network.module(x), module(x))
+
+
+class Wrapped(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.model = resnet20()
+
+    def forward(self, x):
+        return self.model(x)
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "module._orig_mod.", "model."])
+def test_names_of_ones_own_module_may_begin_like_those_of_a_wrapper(tmp_path, prefix):
+    """All names begin with `model.`, which is a prefix to be taken off other checkpoints."""
+    tensors = {prefix + n: t for n, t in Wrapped().state_dict().items()}
+    torch.save(tensors, tmp_path / "m.pt")
+    stored = read(tmp_path / "m.pt")
+    network = load_network(stored, f"{__name__}:Wrapped", Description())
+    assert network.prefix == prefix
+    under = stored.under(network.prefix)
+    assert under.tensors.keys() == network.module.state_dict().keys()
+    assert under.stored_names(under.tensors).keys() == tensors.keys()
 
 
 def test_counters_that_old_files_lack_become_zero():
