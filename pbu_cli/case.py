@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pbu_cli.checkpoint import Checkpoint, read
 from pbu_cli.description import Description, describe
-from pbu_cli.errors import CheckpointError, ImageError, InvalidUsage, PbuError
+from pbu_cli.errors import CheckpointError, ImageError, InvalidUsage, PbuError, printable
 from pbu_cli.evidence import (
     label_from_name,
     parse_label,
@@ -22,7 +22,7 @@ from pbu_cli.evidence import (
 from pbu_cli.folders import Group, list_groups, split_by_subfolder
 from pbu_cli.images import SMALL, Images, common_size, decode
 from pbu_cli.logits import logits
-from pbu_cli.network import Network, load_network
+from pbu_cli.network import Network, load_network, try_out
 from pbu_cli.settings import Preprocessing
 
 USUAL_SIZE = 224
@@ -88,16 +88,31 @@ def load_subject(path: Path, wanted: Wanted, note: Note) -> Subject:
     checkpoint = read(path)
     description = describe(path, checkpoint.metadata)
     network = load_network(checkpoint, wanted.arch, description)
-    names = description.label_names
-    if names is not None and len(names) != network.num_classes:
-        raise CheckpointError(
-            f"{description.sources['label_names']}: {len(names)} label_names for"
-            f" {network.num_classes} classes; mend it or move it away"
-        )
     note("architecture", network.name, network.source)
     device = choose_device(wanted.device)
     network.module.to(device)
     return Subject(checkpoint.under(network.prefix), description, network, device)
+
+
+def tried(subject: Subject, channels: int, size: tuple[int, int], wanted: Wanted) -> Subject:
+    """The subject, its network tried out on images of this shape and its classes as described.
+
+    Raises what `try_out` raises, and CheckpointError where config.json or metadata disagree.
+    """
+    flagged = wanted.size is not None or wanted.channels is not None
+    network = try_out(subject.network, channels, size, flagged=flagged)
+    description = subject.description
+    names = description.label_names
+    for key, count in (
+        ("num_classes", description.num_classes),
+        ("label_names", None if names is None else len(names)),
+    ):
+        if count not in (None, network.num_classes):
+            raise CheckpointError(
+                f"{description.sources[key]}: {key} for {count} classes, the network has"
+                f" {network.num_classes}; mend it or move it away"
+            )
+    return replace(subject, network=network)
 
 
 def assemble(
@@ -117,11 +132,12 @@ def assemble(
     not bound, since its network may have forgotten these images; if its metadata say that it has,
     they tell the label and its answers do not. Raises ImageError where no class would be left.
     """
-    network = subject.network
     listed = list_groups(sources, stdin)
+    size = _size(listed, wanted, subject, note)
+    channels = wanted.channels or subject.network.channels
+    subject = tried(subject, channels, size, wanted)
+    network = subject.network
     groups, named = _by_class(listed, wanted, subject)
-    size = _size(groups, wanted, subject, note)
-    channels = wanted.channels or network.channels
     images = decode(
         groups, channels=channels, size=size, skip_bad=wanted.skip_bad, progress=decoding
     )
@@ -132,6 +148,11 @@ def assemble(
     known = [n if g is None else g for g, n in zip(given, named, strict=True)]
     preprocessing = settle_preprocessing(subject, images, known, wanted, note)
     answers = logits(network.module, images.pixels, preprocessing, wanted.batch_size)
+    if not bool(answers.isfinite().all()):
+        raise CheckpointError(
+            f"{printable(subject.checkpoint.path)}: answers the images with NaN or infinity;"
+            " expected finite logits: check the weights, --mean and --std"
+        )
     best = answers.argmax(dim=1).cpu()
     labels = [
         settle_label(

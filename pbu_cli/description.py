@@ -16,8 +16,9 @@ from pbu_cli.errors import CheckpointError, printable
 
 LARGEST_CONFIG = 1 << 20  # bytes; a timm config.json has a few kilobytes
 OWN_KEY = "pbu"  # metadata that pbu itself writes, as JSON
-STATED = ("architecture", "label_names", "mean", "std", "input_size")  # keys that anyone may write
-RECORDED = ("mean", "std", "input_size", "forgotten")  # keys that pbu writes
+# Keys that anyone may write, and keys that pbu does.
+STATED = ("architecture", "num_classes", "label_names", "mean", "std", "input_size")
+RECORDED = ("mean", "std", "input_size", "forgotten")
 RECORD = "metadata written by pbu"
 
 
@@ -29,6 +30,7 @@ class Description:
     """
 
     architecture: str | None = None
+    num_classes: int | None = None
     label_names: tuple[str, ...] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
@@ -46,10 +48,11 @@ class Description:
 def describe(path: Path, metadata: Mapping[str, str]) -> Description:
     """Read the timm-style `config.json` beside the checkpoint at `path`, and its metadata.
 
-    Understood keys: `architecture`, `label_names`, and `mean`, `std`, `input_size` at the top or
-    under `pretrained_cfg`. config.json wins over metadata, for a person put it there; but what pbu
-    recorded in an output (`mean`, `std`, `input_size`, `forgotten`) wins over both, for that is
-    what these weights were unlearned with, and a config.json may have come from elsewhere since.
+    Understood keys: `architecture`, `num_classes`, `label_names`, `mean`, `std`, `input_size`; all
+    but `num_classes` may stand under `pretrained_cfg` too. config.json wins over metadata, for a
+    person put it there; but what pbu recorded in an output (`mean`, `std`, `input_size`,
+    `forgotten`) wins over both, for that is what these weights were unlearned with, and a
+    config.json may have come from elsewhere since.
     Raises CheckpointError naming the key that is malformed.
     """
     found: dict[str, tuple[Any, str]] = {}
@@ -79,7 +82,10 @@ def _config(beside: Path) -> dict[str, Any]:
             " move it away and say --arch, --mean, --std, --size"
         ) from None
     inner = config.get("pretrained_cfg")
-    return {**config, **(inner if isinstance(inner, dict) else {})}
+    if not isinstance(inner, dict):
+        return config
+    # What stands there of classes is of the network that this one was fine-tuned from.
+    return {**config, **inner, "num_classes": config.get("num_classes")}
 
 
 def metadata_with(metadata: Mapping[str, str], **facts: Any) -> dict[str, str]:
@@ -121,6 +127,12 @@ def _name(value: Any) -> str:
     return value
 
 
+def _count(value: Any) -> int:
+    if type(value) is not int:
+        raise ValueError
+    return value
+
+
 def _names(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         raise ValueError
@@ -157,6 +169,7 @@ def _indices(value: Any) -> tuple[int, ...]:
 # key -> field, what is expected there, how it is read
 FIELDS: dict[str, tuple[str, str, Callable[[Any], Any]]] = {
     "architecture": ("architecture", "a torchvision name such as resnet34", _name),
+    "num_classes": ("num_classes", "a whole number", _count),
     "label_names": ("label_names", "a list of class names", _names),
     "mean": ("mean", "one number per channel between 0 and 1", _numbers),
     "std": ("std", "one positive number per channel", _positive),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pbu_cli import metrics
-from pbu_cli.case import Case, Note, Subject, Wanted, assemble, left_out, load_subject
+from pbu_cli.case import Case, Note, Subject, Wanted, assemble, left_out, load_subject, tried
 from pbu_cli.errors import CheckpointError, ImageError, printable
 from pbu_cli.evidence import label_from_name
 from pbu_cli.folders import Group, list_groups, split_by_subfolder
@@ -110,35 +110,25 @@ def evaluate(
     images of a forgotten class are left out. With the original comes the head mask, the control
     that is free.
     """
-    others = {"original": original, "retrained": retrained}
-    subject = load_subject(checkpoint, wanted, note)
-    beside = {
-        name: load_subject(path, wanted, lambda what, value, source: None)
-        for name, path in others.items()
+    paths = {"checkpoint": checkpoint, "original": original, "retrained": retrained}
+    subjects = {
+        name: load_subject(path, wanted, note if name == "checkpoint" else _unheard)
+        for name, path in paths.items()
         if path is not None
     }
-    for name, other in beside.items():
-        sizes = (other.network.num_classes, other.network.channels)
-        if sizes != (subject.network.num_classes, subject.network.channels):
-            raise CheckpointError(
-                f"--{name}: {sizes[0]} classes and {sizes[1]} channels, the checkpoint has"
-                f" {subject.network.num_classes} and {subject.network.channels}: not comparable"
-            )
-    guide = subject
-    if "original" in beside:
-        before = beside["original"]
-        described = before.description.processed_like(subject.description)
-        guide = beside["original"] = replace(before, description=described)
+    _compare("channels", {name: s.network.channels for name, s in subjects.items()})
+    lead = "checkpoint" if original is None else "original"
+    guide, recorded = subjects[lead], subjects["checkpoint"].description
+    guide = replace(guide, description=guide.description.processed_like(recorded))
     case = assemble(guide, forget, wanted, note, stdin=stdin, binding=original is not None)
-    kept = (
-        None
-        if retain is None
-        else _retained(retain, case, wanted, note, subject.description.forgotten)
-    )
-    subjects = {"checkpoint": subject, **beside}
+    channels, size = case.images.pixels.shape[1], case.preprocessing.size
+    for name, other in subjects.items():
+        subjects[name] = case.subject if name == lead else tried(other, channels, size, wanted)
+    _compare("classes", {name: s.network.num_classes for name, s in subjects.items()})
+    kept = None if retain is None else _retained(retain, case, wanted, note, recorded.forgotten)
     answers = {
         name: Answers(
-            case.answers if s is guide else _answers(s, case.images, case, wanted),
+            case.answers if name == lead else _answers(s, case.images, case, wanted),
             None if kept is None else _answers(s, kept[0], case, wanted),
         )
         for name, s in subjects.items()
@@ -152,9 +142,22 @@ def evaluate(
         tuple(score(n, answers[n], case.image_labels, labels) for n in order if n in answers),
         {which: 0 if some is None else len(some.pixels) for which, some in used.items()},
         {which: 0 if some is None else len(some.bad) for which, some in used.items()},
-        guide,
+        case.subject,
         case.warnings + (() if kept is None else tuple(left_out("retained", kept[0]))),
     )
+
+
+def _unheard(what: str, value: str, source: str) -> None:
+    """What is inferred of the networks for comparison is what was of the checkpoint."""
+
+
+def _compare(what: str, counts: dict[str, int]) -> None:
+    first = counts["checkpoint"]
+    for name, count in counts.items():
+        if count != first:
+            raise CheckpointError(
+                f"--{name}: {count} {what}, the checkpoint has {first}: not comparable"
+            )
 
 
 def _answers(subject: Subject, images: Images, case: Case, wanted: Wanted) -> Tensor:
@@ -182,11 +185,11 @@ def _retained(
         skip_bad=wanted.skip_bad,
     )
     labels = torch.tensor([label for _, label in groups])[images.group]
-    left_out = len(listed) - len(groups)
+    gone_groups = len(listed) - len(groups)
     note(
         "retained",
         f"{len(images.pixels)} images of {len({label for _, label in groups})} classes",
-        f"{source}" + (f"; {left_out} forgotten left out" if left_out else ""),
+        f"{source}" + (f"; {gone_groups} forgotten left out" if gone_groups else ""),
     )
     return images, labels
 

@@ -12,20 +12,22 @@ import re
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from pbu_cli.architecture import Architecture, Shapes, infer, infer_as
 from pbu_cli.checkpoint import Checkpoint
 from pbu_cli.description import Description
-from pbu_cli.errors import CheckpointError, InvalidUsage, printable
+from pbu_cli.errors import CheckpointError, ImageError, InvalidUsage, printable
 from pbu_cli.model import build, load
 
 DIFFERENCES_SHOWN = 4
 COUNTER = "num_batches_tracked"  # BatchNorm's counter, which files of old torch lack
+TRIAL = 2  # images of the trial: a module that drops the axis of a single one shows with two
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,8 @@ class Network:
     """A module in eval mode, float32, with the checkpoint's weights.
 
     `builder` is its torchvision name, None for the user's own; `image_size` the one size it takes,
-    None where it takes any; `prefix` what the file's names have before the module's.
+    None where it takes any; `prefix` what the file's names have before the module's. Of the user's
+    own, `num_classes` is the width of the last layer defined, until `try_out` has seen an answer.
     """
 
     module: nn.Module
@@ -74,6 +77,42 @@ def load_network(checkpoint: Checkpoint, arch: str | None, description: Descript
         checkpoint.prefix,
         source,
     )
+
+
+@torch.no_grad()
+def try_out(network: Network, channels: int, size: tuple[int, int], *, flagged: bool) -> Network:
+    """The network after one forward pass of black images, with the classes that it answered.
+
+    The one place where images that it does not take, or answers that are no logits, show: raises
+    CheckpointError for a module of the user's own; for one of torchvision's InvalidUsage if flags
+    say what its images are (`flagged`), else ImageError.
+    """
+    device = next(network.module.parameters()).device
+    images = torch.zeros(TRIAL, channels, *size, device=device)
+    shape = "x".join(map(str, images.shape[1:]))
+    own = network.builder is None
+    subject = f"--arch {printable(network.name)}" if own else network.name
+    try:
+        with redirect_stdout(sys.stderr):
+            logits = network.module(images)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # torch raises nearly anything, the user's code anything
+        kind = CheckpointError if own else InvalidUsage if flagged else ImageError
+        raise kind(
+            f"{subject}: fails on {TRIAL} images of {shape} (channels, height, width):"
+            f" {type(error).__name__}: {printable(error)}; expected images it takes: pass --size,"
+            " larger where they are too small for its layers, and leave --channels away"
+        ) from None
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != TRIAL:
+        found = f"a {type(logits).__name__}"
+        if isinstance(logits, Tensor):
+            found = f"shape {list(logits.shape)}"
+        raise CheckpointError(
+            f"{subject}: answers {TRIAL} images of {shape} with {found}; expected logits of shape"
+            f" [{TRIAL}, classes]: wrap the module so that it returns them alone"
+        )
+    return replace(network, num_classes=logits.shape[1])
 
 
 def _own_network(checkpoint: Checkpoint, arch: str) -> Network:

@@ -17,12 +17,21 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torchvision.models import squeezenet1_1
 
 from pbu_cli.demo import DemoFiles
 from tests.conftest import Ran
 
 Run = Callable[..., Ran]
 FAST = ["--steps", "20"]
+PAIR = """
+from pbu_cli.demo import ARCHITECTURE
+from pbu_cli.model import build
+def pair():
+    network = build(ARCHITECTURE)
+    network.register_forward_hook(lambda module, inputs, logits: (logits, inputs))
+    return network
+"""
 
 
 def sha256(path: Path) -> str:
@@ -229,6 +238,12 @@ def bad_cases(digits: DemoFiles, folder: Path) -> dict[str, tuple[list[object], 
     }.items():
         given[name] = folder / f"{name}.safetensors"
         save_file({**tensors, **change}, given[name])
+    given["squeezenet"] = folder / "squeezenet.safetensors"
+    save_file(squeezenet1_1(num_classes=10).state_dict(), given["squeezenet"])
+    (folder / "own.py").write_text(PAIR)
+    (folder / "configured").mkdir()
+    shutil.copy(digits.checkpoint, folder / "configured" / "m.safetensors")
+    (folder / "configured" / "config.json").write_text('{"num_classes": 9}')
     for name in ("none", "text", "one_bad", "no\x1b[31m\nrm -rf"):
         (folder / name).mkdir()
     (folder / "text" / "notes.txt").write_text("hello")
@@ -270,6 +285,14 @@ def bad_cases(digits: DemoFiles, folder: Path) -> dict[str, tuple[list[object], 
         "mean without std": ([*ok, "--mean", "0.5"], 2, "--std"),
         "mean of words": ([*ok, "--mean", "a,b", "--std", "1"], 2, "--mean"),
         "size zero": ([*ok, "--size", "0"], 2, "--size"),
+        "channels it does not take": ([*ok, "--channels", "3"], 2, "--channels"),
+        "images too small for it": ([given["squeezenet"], "--forget", forget], 4, "--size"),
+        "answers that are no logits": (
+            [*ok, "--arch", f"{folder / 'own.py'}:pair"], 3, "a tuple",
+        ),
+        "config of other classes": (
+            [folder / "configured" / "m.safetensors", "--forget", forget], 3, "num_classes for 9",
+        ),
         "CUDA where there is none": ([*ok, "--device", "cuda:9"], 1, "--device"),
         "no such device": ([*ok, "--device", "tpu"], 2, "--device"),
         "output exists": ([*ok, "-o", taken], 2, "--force"),

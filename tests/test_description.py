@@ -27,9 +27,15 @@ def described(folder: Path, config: object, metadata: dict[str, str] | None = No
 def test_a_timm_config_is_read(tmp_path):
     found = described(tmp_path, TIMM)
     assert replace(found, sources={}) == Description(
-        "resnet34", ("cat", "dog"), (0.1, 0.2, 0.3), (1.0, 1.0, 1.0), (64, 48)
+        "resnet34", 2, ("cat", "dog"), (0.1, 0.2, 0.3), (1.0, 1.0, 1.0), (64, 48)
     )
     assert set(found.sources.values()) == {"config.json"}
+
+
+def test_the_classes_of_what_it_was_fine_tuned_from_do_not_count(tmp_path):
+    config = {"num_classes": 2, "pretrained_cfg": {"num_classes": 1000}}
+    assert described(tmp_path, config).num_classes == 2
+    assert described(tmp_path, {"pretrained_cfg": {"num_classes": 1000}}).num_classes is None
 
 
 def test_metadata_stand_in_and_config_wins(tmp_path):
@@ -74,6 +80,8 @@ def test_what_pbu_writes_it_reads_back(tmp_path):
         "[1]",
         '{"architecture": "resnet34; rm -rf /"}',
         '{"architecture": 3}',
+        '{"num_classes": "ten"}',
+        '{"num_classes": true}',
         '{"label_names": "cat"}',
         '{"label_names": [1]}',
         '{"mean": "0.5"}',

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from torchvision.models import resnet18
+from torchvision.models import resnet18, squeezenet1_1
 
 from pbu_cli.checkpoint import Checkpoint, read
 from pbu_cli.description import Description
-from pbu_cli.errors import CheckpointError, InvalidUsage
-from pbu_cli.network import load_network
+from pbu_cli.errors import CheckpointError, ImageError, InvalidUsage
+from pbu_cli.network import Network, load_network, try_out
 from tests.cifar_resnet import resnet20
 
 HERE = Path(__file__).parent
@@ -114,3 +114,52 @@ def test_a_config_cannot_make_pbu_import_anything(tmp_path, small, monkeypatch):
         with pytest.raises(CheckpointError):
             load_network(checkpoint(small), None, described(name))
     assert not hasattr(sys, "evil_was_here")
+
+
+class Odd(torch.nn.Module):
+    """A classifier of grey images by way of RGB, whose head is defined first."""
+
+    def __init__(self, answer=lambda logits: logits):
+        super().__init__()
+        self.head = torch.nn.Linear(4, 7)
+        self.body = torch.nn.Conv2d(3, 4, 3)
+        self.answer = answer
+
+    def forward(self, x):
+        print("not for stdout")
+        return self.answer(self.head(self.body(x.expand(-1, 3, -1, -1)).mean((2, 3))))
+
+
+def own(module: torch.nn.Module) -> Network:
+    return Network(module, "own.py:odd", None, 4, 3, None, "", "--arch")
+
+
+def test_the_classes_of_ones_own_network_are_those_it_answers(capsys):
+    assert try_out(own(Odd()), 1, (8, 8), flagged=True).num_classes == 7
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("answer", "found"),
+    [
+        (lambda logits: (logits, logits), "a tuple"),
+        (lambda logits: {"logits": logits}, "a dict"),
+        (lambda logits: logits[None], r"shape \[1, 2, 7\]"),
+        (lambda logits: logits.mean(), r"shape \[\]"),
+        (lambda logits: logits.no_such_thing, "AttributeError"),
+        (lambda logits: logits @ logits, "RuntimeError"),
+    ],
+)
+def test_a_network_of_ones_own_that_answers_no_logits_is_one_line(answer, found):
+    with pytest.raises(CheckpointError, match=found) as caught:
+        try_out(own(Odd(answer)), 3, (8, 8), flagged=False)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("flagged", "error"), [(True, InvalidUsage), (False, ImageError)])
+def test_images_that_a_network_does_not_take_are_one_line(flagged, error):
+    module = squeezenet1_1(num_classes=3).eval()
+    network = Network(module, "squeezenet1_1", "squeezenet1_1", 3, 3, None, "", "tensors")
+    assert try_out(network, 3, (32, 32), flagged=flagged) == network
+    with pytest.raises(error, match="--size"):
+        try_out(network, 3, (8, 8), flagged=flagged)
