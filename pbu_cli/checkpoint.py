@@ -7,6 +7,7 @@ temporary sibling is written, synced, verified and renamed.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -170,11 +171,6 @@ def write(
         if verify is not None:
             verify(written)
         temporary.replace(output)
-        folder = os.open(output.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise PbuError(
@@ -183,6 +179,27 @@ def write(
         ) from None
     finally:
         temporary.unlink(missing_ok=True)
+    try:
+        _sync_folder(output.parent)
+    except OSError as error:
+        raise PbuError(
+            f"{printable(output)}: written, but its folder could not be synced"
+            f" ({printable(error.strerror or error)}): a power cut may undo it"
+        ) from None
+
+
+def _sync_folder(path: Path) -> None:
+    """Make the new name last. Where folders cannot be synced at all, or not read, nothing can."""
+    folder = -1
+    try:
+        folder = os.open(path, os.O_RDONLY)
+        os.fsync(folder)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EACCES):
+            raise
+    finally:
+        if folder >= 0:
+            os.close(folder)
 
 
 def read_tensors_back(path: Path) -> tuple[Tensors, dict[str, str]]:

@@ -1,7 +1,9 @@
 """Checkpoints on disk: real files of every kind, and what happens to bad ones."""
 
+import errno
 import hashlib
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -162,3 +164,24 @@ def test_a_write_that_fails_its_verification_leaves_everything_as_it_was(tmp_pat
         checkpoint.write(output, TENSORS, {}, refuse)
     assert output.read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["out.safetensors"]
+
+
+@pytest.mark.parametrize(("number", "says"), [(errno.EIO, "written, but"), (errno.EINVAL, None)])
+def test_a_folder_that_cannot_be_synced_is_not_said_to_hold_nothing(
+    tmp_path, monkeypatch, number, says
+):
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    output = tmp_path / "out.safetensors"
+    if says is None:
+        checkpoint.write(output, TENSORS, {})
+    else:
+        with pytest.raises(PbuError, match=says):
+            checkpoint.write(output, TENSORS, {})
+    assert checkpoint.read(output).tensors.keys() == TENSORS.keys()
