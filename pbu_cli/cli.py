@@ -120,7 +120,9 @@ Device = Annotated[
 BatchSize = Annotated[
     int, typer.Option(min=1, help="Images per forward pass.", rich_help_panel=NETWORK)
 ]
-Seed = Annotated[int, typer.Option(help="Order of the images, and random draws.")]
+Seed = Annotated[
+    int, typer.Option(min=0, max=2**63 - 1, help="Order of the images, and random draws.")
+]
 Layers = Annotated[
     str,
     typer.Option(
@@ -220,9 +222,9 @@ def fisher(
 
     screen, log = _screen(as_json, quiet)
     wanted = _wanted(arch, label, mean, std, size, channels, device, batch_size, skip_bad)
-    place = output or checkpoint.with_suffix(".fisher.safetensors")
     lap = timed()
     case = _case(checkpoint, forget, wanted, log, screen)
+    place = output or checkpoint.with_suffix(".fisher.safetensors")
     names, _ = trained_parameters(case.subject.network.module, case.subject.network.builder, layers)
     shapes = case.subject.checkpoint.shapes
     count = sum(_product(shapes[name]) for name in names)
@@ -317,9 +319,9 @@ def unlearn(
     wanted = _wanted(arch, label, mean, std, size, channels, device, batch_size, skip_bad)
     weights = Weights(alpha, beta, gamma, delta)
     schedule = Schedule(steps=steps, seed=seed)
-    place = output or checkpoint.with_suffix(".unlearned.safetensors")
     lap = timed()
     case = _case(checkpoint, forget, wanted, log, screen)
+    place = output or checkpoint.with_suffix(".unlearned.safetensors")
     names, head = trained_parameters(
         case.subject.network.module, case.subject.network.builder, layers
     )

@@ -280,6 +280,8 @@ def bad_cases(digits: DemoFiles, folder: Path) -> dict[str, tuple[list[object], 
         "unknown flag": ([*ok, "--alhpa", "1"], 2, "--alhpa"),
         "negative weight": ([*ok, "--alpha", "-1"], 2, "--alpha"),
         "NaN weight": ([*ok, "--alpha", "nan"], 2, "--alpha"),
+        "negative seed": ([*ok, "--seed", "-1"], 2, "--seed"),
+        "seed of too many bits": ([*ok, "--seed", str(2**64)], 2, "--seed"),
         "layers that match nothing": ([*ok, "--layers", "layer9"], 2, "layer9"),
         "pattern that is none": ([*ok, "--layers", "("], 2, "compile"),
         "mean without std": ([*ok, "--mean", "0.5"], 2, "--std"),
@@ -326,6 +328,14 @@ def test_bad_input_is_one_line_an_exit_code_and_nothing_written(
         assert len(lines) == 1, (name, done.err)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
     assert sha256(digits.checkpoint) == source
+
+
+@pytest.mark.parametrize("command", ["fisher", "unlearn", "evaluate"])
+@pytest.mark.parametrize("path", ["", ".", "/"])
+def test_a_checkpoint_that_is_a_folder_is_refused_by_name(pbu, digits, command, path):
+    done = pbu(command, path, "--forget", digits.train / "8", "-q")
+    assert done.code == 3
+    assert "cannot read the checkpoint" in done.err
 
 
 def test_skip_bad_goes_on_and_counts(pbu: Run, digits: DemoFiles, tmp_path: Path) -> None:
