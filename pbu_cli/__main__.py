@@ -17,6 +17,7 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """The exit code of one command line; errors are printed as one line on stderr."""
     from pbu_cli.cli import app
+    from pbu_cli.console import silence
     from pbu_cli.errors import PbuError
 
     try:
@@ -26,10 +27,10 @@ def run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return _failed("interrupted; nothing was written", 130)
     except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else 1
+        # 128 + a signal, or the 1 of the rich that typer writes --help with: its reader has left.
+        return stop.code if isinstance(stop.code, int) and stop.code > 128 else 0
     except BrokenPipeError:
-        # The reader has gone; without this Python would complain while it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence(sys.stdout)  # of --version; without this Python complains as it exits
         return 0
     except Exception as error:
         if type(error).__name__ == "NoArgsIsHelpError":

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 from rich import box
 from rich.console import Console
@@ -77,9 +78,13 @@ class Screen:
 
     def document(self, content: Mapping[str, Any]) -> None:
         """The one JSON document of `--json`; NaN, which JSON lacks, becomes null."""
-        if self.as_json:
+        if not self.as_json:
+            return
+        try:
             sys.stdout.write(json.dumps(_without_nan(content), indent=2) + "\n")
             sys.stdout.flush()
+        except BrokenPipeError:
+            silence(sys.stdout)
 
     @contextmanager
     def progress(self, what: str, total: int | None) -> Iterator[Callable[[int, str], None]]:
@@ -105,6 +110,22 @@ def error_line(message: str) -> None:
     _console(sys.stderr).print(line, soft_wrap=True)
 
 
+def silence(stream: TextIO) -> None:
+    """Send what is still written to a stream whose reader has left to nowhere.
+
+    The work goes on and the exit code tells how it ended: whoever reads only the first lines of
+    `pbu unlearn` wants the checkpoint all the same.
+    """
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        silence(self.file)  # type: ignore[arg-type]  # rich's own would exit with 1
+
+
 def percent(value: float | None) -> str:
     """Percent to two places, aligned; an unknown is said to be unknown, not zero.
 
@@ -116,7 +137,7 @@ def percent(value: float | None) -> str:
 
 def _console(stream: Any) -> Console:
     width = None if stream.isatty() else PIPED_WIDTH
-    return Console(file=stream, width=width, markup=False, highlight=False, emoji=False)
+    return _Console(file=stream, width=width, markup=False, highlight=False, emoji=False)
 
 
 def _without_nan(value: Any) -> Any:

@@ -400,8 +400,45 @@ def test_an_interrupted_run_writes_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_reader_that_leaves_is_no_error(digits: DemoFiles) -> None:
-    command = f"{sys.executable} -m pbu_cli --help | head -n 1"
-    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
-    assert "Traceback" not in done.stderr
-    assert "BrokenPipe" not in done.stderr
+def closed_pipe() -> int:
+    """The writing end of a pipe that nobody reads."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    return writing
+
+
+@pytest.mark.parametrize("flag", ["--quiet", "--json"])
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        (["--help"], 0),
+        (["--version"], 0),
+        (["evaluate"], 0),
+        (["evaluate", "--require", "A_Df<=1"], 5),
+        (["unlearn", "--steps", "1", "-o", "OUT"], 5),
+    ],
+)
+def test_a_reader_that_leaves_changes_neither_work_nor_exit_code(
+    digits: DemoFiles, tmp_path: Path, command: list[str], code: int, flag: str
+) -> None:
+    output = tmp_path / "out.safetensors"
+    words = [str(output) if word == "OUT" else word for word in command]
+    if not words[0].startswith("--"):
+        words[1:1] = [str(digits.checkpoint), "--forget", str(digits.train / "8"), flag]
+    pipe = closed_pipe()
+    done = subprocess.run(
+        [sys.executable, "-m", "pbu_cli", *words], stdout=pipe, stderr=subprocess.PIPE, text=True,
+        check=False,
+    )  # fmt: skip
+    os.close(pipe)
+    assert done.returncode == code, done.stderr
+    for word in ("Traceback", "BrokenPipe", "Broken pipe"):
+        assert word not in done.stderr
+    assert output.exists() == ("OUT" in command)
+
+
+def test_a_reader_of_the_errors_that_leaves_changes_no_exit_code(tmp_path: Path) -> None:
+    pipe = closed_pipe()
+    command = [sys.executable, "-m", "pbu_cli", "unlearn", "no.pt", "--forget", str(tmp_path)]
+    assert subprocess.run(command, stderr=pipe, check=False).returncode == 3
+    os.close(pipe)
