@@ -7,6 +7,8 @@ import signal
 import sys
 from types import FrameType
 
+WHOLE = "every checkpoint and Fisher file is whole, or was not written"
+
 
 def main() -> None:
     """Run the command line and exit with the documented code."""
@@ -15,20 +17,30 @@ def main() -> None:
 
 
 def run(arguments: list[str]) -> int:
-    """The exit code of one command line; errors are printed as one line on stderr."""
+    """The exit code of one command line. An error is one line on stderr and, with `--json`, the
+    one document on stdout."""
     from pbu_cli.cli import app
-    from pbu_cli.console import silence
-    from pbu_cli.errors import PbuError
+    from pbu_cli.console import Screen, error_document, error_line, silence
+    from pbu_cli.errors import CriterionNotMet, PbuError
+
+    def failed(message: str, code: int) -> int:
+        error_line(message)
+        Screen(as_json="--json" in arguments).document(error_document(message, code))
+        return code
 
     try:
         code = app(arguments, prog_name="pbu", standalone_mode=False)
+    except CriterionNotMet as error:
+        error_line(str(error))  # its document has been written, with the error in it
+        return error.exit_code
     except PbuError as error:
-        return _failed(str(error), error.exit_code)
+        return failed(str(error), error.exit_code)
     except KeyboardInterrupt:
-        return _failed("interrupted; nothing was written", 130)
+        return failed(f"interrupted; {WHOLE}", 130)
     except SystemExit as stop:
-        # 128 + a signal, or the 1 of the rich that typer writes --help with: its reader has left.
-        return stop.code if isinstance(stop.code, int) and stop.code > 128 else 0
+        if isinstance(stop.code, int) and stop.code > 128:
+            return failed(f"terminated; {WHOLE}", stop.code)
+        return 0  # from the rich that typer writes --help with: its reader has left
     except BrokenPipeError:
         silence(sys.stdout)  # of --version; without this Python complains as it exits
         return 0
@@ -38,20 +50,15 @@ def run(arguments: list[str]) -> int:
         if hasattr(error, "format_message"):  # typer's own: a usage error
             context = getattr(error, "ctx", None)
             path = "pbu" if context is None else context.command_path
-            return _failed(f"{error.format_message().rstrip('.')}; see {path} --help", 2)
-        if type(error).__name__ == "Abort":  # what typer makes of Ctrl-C
-            return _failed("interrupted; nothing was written", 130)
+            return failed(f"{error.format_message().rstrip('.')}; see {path} --help", 2)
+        if type(error).__name__ == "Abort":  # what some versions of typer make of Ctrl-C ...
+            return failed(f"interrupted; {WHOLE}", 130)
         if os.environ.get("PBU_TRACEBACK"):
             raise
-        return _failed(_unforeseen(error), 1)
+        return failed(_unforeseen(error), 1)
+    if code == 130:  # ... and what the others make of it
+        return failed(f"interrupted; {WHOLE}", 130)
     return code if isinstance(code, int) else 0
-
-
-def _failed(message: str, code: int) -> int:
-    from pbu_cli.console import error_line
-
-    error_line(message)
-    return code
 
 
 def _unforeseen(error: Exception) -> str:

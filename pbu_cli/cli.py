@@ -5,9 +5,12 @@ torch is imported inside the commands, so that `--help` and usage errors answer 
 
 from __future__ import annotations
 
+import io
+import json
 import shlex
 import sys
 from collections.abc import Iterable
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -380,7 +383,8 @@ def unlearn(
         f" {unlearning:.1f} s",
     )
     screen.line(f"wrote {place}")
-    screen.document(
+    _conclude(
+        screen,
         {
             **_heading("unlearn", log),
             "output": str(place),
@@ -389,13 +393,12 @@ def unlearn(
             "skipped": len(case.images.bad),
             "result": {**vars(done), "forgotten": done.forgotten},
             "seconds": {"load": loading, "fisher": measuring, "unlearn": unlearning},
-        }
+        },
+        ""
+        if done.forgotten
+        else f"{place}: written, but {done.a_df:.2f} % of the forget images are still recognised"
+        f" (at most {FORGOTTEN} expected) after {done.steps} steps; {done.reason}",
     )
-    if not done.forgotten:
-        raise CriterionNotMet(
-            f"{place}: written, but {done.a_df:.2f} % of the forget images are still recognised"
-            f" (at most {FORGOTTEN} expected) after {done.steps} steps; {done.reason}"
-        )
 
 
 @app.command()
@@ -488,17 +491,17 @@ def evaluate(
             for c in sorted({c for s in result.scores for c in s.answers})
         ],
     )
-    screen.document(
+    failed = unmet(criteria, first.a_df, first.a_dr)
+    _conclude(
+        screen,
         {
             **_heading("evaluate", log),
             "images": result.images,
             "skipped": result.skipped,
             "scores": [vars(s) for s in result.scores],
-        }
+        },
+        f"{checkpoint}: {'; '.join(failed)}" if failed else "",
     )
-    failed = unmet(criteria, first.a_df, first.a_dr)
-    if failed:
-        raise CriterionNotMet(f"{checkpoint}: {'; '.join(failed)}")
 
 
 @app.command()
@@ -508,6 +511,8 @@ def demo(
     ] = Path("pbu-demo"),
     device: Device = "auto",
     force: Force = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train a small network on real digits, then run fisher, unlearn and evaluate on it."""
     from pbu_cli import demo as digits
@@ -515,7 +520,7 @@ def demo(
     from pbu_cli.folders import list_groups, split_by_subfolder
     from pbu_cli.images import decode
 
-    screen = _screen(False, False)[0]
+    screen, log = _screen(as_json, quiet)
     if output.exists() and (not output.is_dir() or any(output.iterdir())) and not force:
         raise InvalidUsage(f"{output}: not empty; name another folder with --output, or --force")
     files = digits.write_digits(output)
@@ -535,6 +540,8 @@ def demo(
     clean = files.checkpoint.with_suffix(".unlearned.safetensors")
     given = str(files.checkpoint)
     again = ["--force"] if force else []
+    hidden = ["--device", device] + ["--json"] * as_json + ["--quiet"] * quiet
+    documents, failure = [], ""
     for command in (
         ["fisher", given, "--forget", str(gone), "--layers", "last", *again],
         ["unlearn", given, "--forget", str(gone), "--fisher", str(diagonal), *again],
@@ -542,7 +549,18 @@ def demo(
          str(files.test / str(digits.FORGOTTEN)), "--retain", str(files.test)],
     ):  # fmt: skip
         screen.echo(shlex.join(["pbu", *command]))
-        app([*command, "--device", device], prog_name="pbu", standalone_mode=False)
+        printed = io.StringIO()
+        try:
+            with redirect_stdout(printed) if as_json else nullcontext():
+                app([*command, *hidden], prog_name="pbu", standalone_mode=False)
+        except CriterionNotMet as error:
+            failure = str(error)
+        if as_json:
+            documents.append(json.loads(printed.getvalue()))
+        if failure:
+            break
+    document = {**_heading("demo", log), "output": str(output), "commands": documents}
+    _conclude(screen, document, failure)
 
 
 def _screen(as_json: bool, quiet: bool) -> tuple[Screen, Log]:
@@ -616,6 +634,16 @@ def _case(checkpoint: Path, forget: list[str], wanted: Wanted, log: Log, screen:
 def _finish_dry(screen: Screen, log: Log, command: str, place: Path) -> None:
     screen.line(f"dry run: nothing was written; would write {place}")
     screen.document({**_heading(command, log), "output": str(place), "dry_run": True})
+
+
+def _conclude(screen: Screen, document: dict[str, Any], failure: str) -> None:
+    """Print the document; where a criterion does not hold, with the error in it, and raise that."""
+    from pbu_cli.console import error_document
+
+    error = CriterionNotMet(failure)
+    screen.document({**document, **(error_document(failure, error.exit_code) if failure else {})})
+    if failure:
+        raise error
 
 
 def _heading(command: str, log: Log) -> dict[str, Any]:

@@ -20,7 +20,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from pbu_cli import __version__
 from pbu_cli.errors import printable
+from pbu_cli.settings import SCHEMA
 
 PIPED_WIDTH = 200  # columns; a pipe has no width, and wrapped cells cannot be cut by column
 
@@ -124,6 +126,16 @@ def silence(stream: TextIO) -> None:
 class _Console(Console):
     def on_broken_pipe(self) -> None:
         silence(self.file)  # type: ignore[arg-type]  # rich's own would exit with 1
+
+
+def error_document(message: str, exit_code: int) -> dict[str, Any]:
+    """What `--json` prints where there is no result.
+
+    >>> error_document("no such file", 3)["error"]
+    {'message': 'no such file', 'exit_code': 3}
+    """
+    error = {"message": printable(message, 2000), "exit_code": exit_code}
+    return {"schema": SCHEMA, "pbu": __version__, "error": error}
 
 
 def percent(value: float | None) -> str:

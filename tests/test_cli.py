@@ -214,6 +214,40 @@ def test_json_is_one_document_and_quiet_is_quiet(pbu, digits, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        (["unlearn", "no.safetensors", "--forget", "."], 3),
+        (["fisher", "no.safetensors", "--forgt", "."], 2),
+        (["evaluate", "no.safetensors", "--forget", ".", "--require", "A"], 2),
+        (["demo", "--output", "."], 2),
+    ],
+)
+def test_json_has_errors_as_a_document_too(pbu, tmp_path, monkeypatch, command, code):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "something").touch()
+    done = pbu(*command, "--json")
+    assert done.code == code
+    document = json.loads(done.out)
+    assert document.keys() == {"schema", "pbu", "error"}
+    assert document["error"]["exit_code"] == code
+    assert f"error: {document['error']['message']}" in done.err
+
+
+def test_json_of_a_run_that_falls_short_is_its_result_with_the_error(pbu, digits, tmp_path):
+    images = ["--forget", digits.train / "8", "--json", "-q"]
+    for command in (
+        ["unlearn", "--steps", "1", "-o", tmp_path / "o.safetensors"],
+        ["evaluate", "--require", "A_Df<=1"],
+    ):
+        done = pbu(*command, digits.checkpoint, *images)
+        assert done.code == 5
+        document = json.loads(done.out)
+        assert document["error"]["exit_code"] == 5
+        assert document["error"]["message"] in done.err
+        assert document["command"] == command[0]
+
+
 def test_piped_output_has_no_escapes(pbu, digits, unlearned):
     done = pbu("evaluate", unlearned, "--forget", digits.test / "8")
     assert "\x1b" not in done.out + done.err
@@ -380,7 +414,7 @@ def test_a_disk_without_space_or_permission(pbu: Run, digits: DemoFiles, tmp_pat
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_run_writes_nothing(
+def test_an_interrupted_run_says_so_and_leaves_nothing_behind(
     digits: DemoFiles, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     flags = ["--steps", "100000", "-o", str(tmp_path / "o.safetensors")]
@@ -396,7 +430,9 @@ def test_an_interrupted_run_writes_nothing(
     time.sleep(1)
     process.send_signal(number)
     assert process.wait(timeout=30) == code
-    assert "Traceback" not in process.stderr.read()
+    word = "interrupted" if number == signal.SIGINT else "terminated"
+    whole = "every checkpoint and Fisher file is whole, or was not written"
+    assert process.stderr.read() == f"error: {word}; {whole}\n"
     assert not list(tmp_path.iterdir())
 
 

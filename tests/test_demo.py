@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+
+from pbu_cli import demo
+from pbu_cli.__main__ import run
 
 
 def test_the_demo_runs_to_its_tables_and_writes_what_it_says(tmp_path):
@@ -26,3 +30,17 @@ def test_the_demo_runs_to_its_tables_and_writes_what_it_says(tmp_path):
     )  # fmt: skip
     assert again.returncode == 2
     assert "not empty" in again.stderr
+
+
+def test_the_demo_in_json_is_the_three_documents_in_one(tmp_path, capsys, monkeypatch):
+    """On a network that was hardly trained: forgetting and what it costs are not looked at here."""
+    monkeypatch.setattr(demo, "EPOCHS", 2)
+    code = run(["demo", "--output", str(tmp_path / "demo"), "--json", "--quiet", "--device", "cpu"])
+    printed = capsys.readouterr()
+    document = json.loads(printed.out)
+    assert code == 0, printed.err
+    assert printed.err == ""
+    assert (document["schema"], document["command"]) == (1, "demo")
+    commands = [inner["command"] for inner in document["commands"]]
+    assert commands == ["fisher", "unlearn", "evaluate"]
+    assert document["commands"][1]["result"]["forgotten"] is True
