@@ -11,6 +11,7 @@ import shlex
 import sys
 from collections.abc import Iterable
 from contextlib import nullcontext, redirect_stdout
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -230,7 +231,7 @@ def fisher(
     place = output or checkpoint.with_suffix(".fisher.safetensors")
     names, _ = trained_parameters(case.subject.network.module, case.subject.network.builder, layers)
     shapes = case.subject.checkpoint.shapes
-    count = sum(_product(shapes[name]) for name in names)
+    count = sum(prod(shapes[name]) for name in names)
     check_output(place, force=force, sources=(checkpoint,), size=4 * count)
     if dry_run:
         _finish_dry(screen, log, "fisher", place)
@@ -329,7 +330,7 @@ def unlearn(
         case.subject.network.module, case.subject.network.builder, layers
     )
     shapes = case.subject.checkpoint.shapes
-    count = sum(_product(shapes[name]) for name in names)
+    count = sum(prod(shapes[name]) for name in names)
     log("trains", f"{count:,} parameters in {len(names)} tensors", f"--layers {layers}")
     tensors = case.subject.checkpoint.tensors.values()
     inputs = (checkpoint, fisher) if fisher else (checkpoint,)
@@ -665,13 +666,6 @@ def _block_row(block: str, values: list[Any], total: float) -> tuple[str, ...]:
 
 def _range(bounds: tuple[float, float] | None) -> str:
     return "" if bounds is None else f"{bounds[0]:.2f} to {bounds[1]:.2f}"
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    count = 1
-    for length in shape:
-        count *= length
-    return count
 
 
 def _numbers(flag: str, text: str | None, *, positive: bool = False) -> tuple[float, ...] | None:
