@@ -66,6 +66,7 @@ class Case:
 
     images: uint8 pixels on the CPU. image_labels: int64 [n]. answers: the subject's logits on the
     images, float32 [n, c], on the device. warnings: what the user should know of them.
+    batch_size: images per forward pass.
     """
 
     subject: Subject
@@ -74,6 +75,7 @@ class Case:
     image_labels: Tensor
     answers: Tensor
     warnings: tuple[str, ...]
+    batch_size: int
 
     @property
     def forgotten(self) -> Tensor:
@@ -176,7 +178,7 @@ def assemble(
     per_image = torch.tensor([label.index for label in labels])[images.group]
     doubts = [label.doubt for label in labels if label.doubt is not None]
     warnings = (*left_out("forget", images), *doubts)
-    return Case(subject, preprocessing, images, per_image, answers, warnings)
+    return Case(subject, preprocessing, images, per_image, answers, warnings, wanted.batch_size)
 
 
 def left_out(which: str, images: Images) -> list[str]:
@@ -212,7 +214,9 @@ def settle_preprocessing(
         settled = Preprocessing(size, *(v * (channels // len(v)) for v in (mean, std)))
         note("normalisation", _mean_and_std(settled), source)
         return settled
-    ranking = rank_normalisations(subject.network.module, images.pixels, images.group, labels)
+    ranking = rank_normalisations(
+        subject.network.module, images.pixels, images.group, labels, wanted.batch_size
+    )
     best, second = ranking[0], ranking[1]
     note(
         "normalisation",

@@ -1,4 +1,4 @@
-"""The three jobs from start to end, without a word printed: what `cli` parses for and renders."""
+"""fisher and unlearn from a case to their result, without a word printed: `cli` renders it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pbu_cli.objective import restricted_log_softmax, stability
 from pbu_cli.settings import FORGOTTEN, Estimator, Schedule, Weights
 from pbu_cli.unlearning import ForgetSet, Progress, unlearn
 
-FISHER_BATCH = 64
+FISHER_BATCH = 64  # at most: per-sample gradients take more memory than a forward pass
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,14 @@ def measure_fisher(
 ) -> Tensors:
     """The Fisher diagonal of the named parameters, summed over all forget images."""
     pixels, labels = case.images.pixels, case.image_labels
-    rounds = batches(pixels, labels, case.preprocessing, FISHER_BATCH, case.subject.device)
+    size = min(FISHER_BATCH, case.batch_size)
+    rounds = batches(pixels, labels, case.preprocessing, size, case.subject.device)
 
     def counted() -> Iterator[tuple[Tensor, Tensor]]:
         for number, batch in enumerate(rounds):
             yield batch
             if done is not None:
-                done(min((number + 1) * FISHER_BATCH, len(pixels)))
+                done(min((number + 1) * size, len(pixels)))
 
     diagonal = fisher_diagonal(
         case.subject.network.module,
@@ -125,7 +126,7 @@ def sanitise(
         written = {name.removeprefix(checkpoint.prefix): t for name, t in written.items()}
         _check_promises(checkpoint.tensors, written, _trained_names(subject, trained))
         load(module, written)
-        measured.append(logits(module, case.images.pixels, case.preprocessing))
+        measured.append(logits(module, case.images.pixels, case.preprocessing, case.batch_size))
 
     facts = {
         "forgotten": sorted({*subject.description.forgotten, *case.image_labels.tolist()}),

@@ -128,8 +128,8 @@ def evaluate(
     kept = None if retain is None else _retained(retain, case, wanted, note, recorded.forgotten)
     answers = {
         name: Answers(
-            case.answers if name == lead else _answers(s, case.images, case, wanted),
-            None if kept is None else _answers(s, kept[0], case, wanted),
+            case.answers if name == lead else _answers(s, case.images, case),
+            None if kept is None else _answers(s, kept[0], case),
         )
         for name, s in subjects.items()
     }
@@ -160,9 +160,9 @@ def _compare(what: str, counts: dict[str, int]) -> None:
             )
 
 
-def _answers(subject: Subject, images: Images, case: Case, wanted: Wanted) -> Tensor:
+def _answers(subject: Subject, images: Images, case: Case) -> Tensor:
     module = subject.network.module
-    return logits(module, images.pixels, case.preprocessing, wanted.batch_size)
+    return logits(module, images.pixels, case.preprocessing, case.batch_size)
 
 
 def _retained(

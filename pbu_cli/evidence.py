@@ -44,7 +44,11 @@ class Candidate:
 
 
 def rank_normalisations(
-    model: nn.Module, pixels: Tensor, groups: Tensor, labels: Sequence[int | None]
+    model: nn.Module,
+    pixels: Tensor,
+    groups: Tensor,
+    labels: Sequence[int | None],
+    batch_size: int = SAMPLE,
 ) -> list[Candidate]:
     """The usual normalisations, best first, tried on at most SAMPLE of the images.
 
@@ -61,7 +65,7 @@ def rank_normalisations(
             size, _per_channel(mean, pixels.shape[1]), _per_channel(std, pixels.shape[1])
         )
         statistics = _FirstBatchNorm(model)
-        answers = logits(model, pixels, preprocessing).argmax(dim=1).cpu()
+        answers = logits(model, pixels, preprocessing, batch_size).argmax(dim=1).cpu()
         right = 0
         for group, label in enumerate(labels):
             given = answers[groups == group]
@@ -203,25 +207,30 @@ def _per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
 
 class _FirstBatchNorm:
     """KL of the first BatchNorm's input from its running statistics, as Gaussians, in nats a
-    channel: 1/2 ((v + (m - M)^2) / V - 1 - log(v / V)), over the first batch seen."""
+    channel: 1/2 ((v + (m - M)^2) / V - 1 - log(v / V)), over all batches seen until `close`."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.mismatch = 0.0
+        self._count = 0
+        self._moments = torch.zeros(())  # sums of x and of x^2 by channel, float64
         layers = (m for m in model.modules() if isinstance(m, _BatchNorm))
-        first = next((m for m in layers if m.running_mean is not None), None)
-        self._hook = None if first is None else first.register_forward_pre_hook(self._look)
+        self._layer = layer = next((m for m in layers if m.running_mean is not None), None)
+        self._hook = None if layer is None else layer.register_forward_pre_hook(self._look)
 
     def _look(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        assert isinstance(layer, _BatchNorm)
-        assert layer.running_mean is not None
-        assert layer.running_var is not None
-        axes = [axis for axis in range(inputs[0].dim()) if axis != 1]
-        mean, var = inputs[0].mean(axes), inputs[0].var(axes, correction=0).clamp_min(1e-12)
-        scale = layer.running_var.clamp_min(1e-12)
-        ratio = (var + (mean - layer.running_mean) ** 2) / scale
-        self.mismatch = 0.5 * float((ratio - 1 - (var / scale).log()).mean())
+        x = inputs[0].transpose(0, 1).flatten(1)  # channels first
+        # Sums of float32 are rounded too coarsely to be subtracted; MPS has no float64.
+        mean, var = (t.cpu().double() for t in (x.mean(1), x.var(1, correction=0)))
+        self._moments = self._moments + x.shape[1] * torch.stack([mean, var + mean**2])
+        self._count += x.shape[1]
 
     def close(self) -> float:
-        if self._hook is not None:
-            self._hook.remove()
-        return self.mismatch
+        if self._hook is None or self._layer is None or not self._count:
+            return 0.0
+        self._hook.remove()
+        running = (self._layer.running_mean, self._layer.running_var)
+        expected, scale = (t.cpu().double() for t in running if t is not None)
+        scale = scale.clamp_min(1e-12)
+        mean, square = self._moments / self._count
+        var = (square - mean**2).clamp_min(1e-12)
+        ratio = (var + (mean - expected) ** 2) / scale
+        return 0.5 * float((ratio - 1 - (var / scale).log()).mean())

@@ -194,6 +194,27 @@ def test_requirements_decide_the_exit_code(pbu, digits, unlearned, require, code
     assert done.code == code
 
 
+def test_no_forward_pass_is_of_more_images_than_the_batch_size(pbu, digits, tmp_path, monkeypatch):
+    """64 is also what the loop takes, whose batches are a setting of the method."""
+    seen: list[int] = []
+    real = torch.nn.Linear.forward
+
+    def forward(layer, x):
+        seen.append(len(x))
+        return real(layer, x)
+
+    monkeypatch.setattr(torch.nn.Linear, "forward", forward)
+    for size, command in (
+        (16, ["fisher", digits.checkpoint, "--layers", "head", "-o", tmp_path / "f.safetensors"]),
+        (64, ["unlearn", digits.checkpoint, "--layers", "head", "-o", tmp_path / "u.safetensors"]),
+        (16, ["evaluate", digits.checkpoint, "--retain", digits.test]),
+    ):
+        done = pbu(*command, "--forget", digits.train / "8", "--batch-size", size, "-q")
+        assert done.code in (0, 5), done.err
+        assert max(seen) <= size, command
+        seen.clear()
+
+
 def test_a_run_that_does_not_forget_says_so_with_exit_code_5(pbu, digits, tmp_path):
     output = tmp_path / "out.safetensors"
     done = pbu("unlearn", digits.checkpoint, "--forget", digits.train / "8", "--steps", "1",

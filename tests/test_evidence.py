@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.distributions import Normal, kl_divergence
 
 from pbu_cli.case import Wanted, load_subject
 from pbu_cli.demo import PREPROCESSING, DemoFiles
@@ -11,6 +12,8 @@ from pbu_cli.errors import ImageError, InvalidUsage
 from pbu_cli.evidence import label_from_name, parse_label, rank_normalisations, settle_label
 from pbu_cli.folders import list_groups
 from pbu_cli.images import decode
+from pbu_cli.logits import normalise
+from pbu_cli.settings import Preprocessing
 
 NAMES = ("tench", "great white shark", "Ship")
 
@@ -107,3 +110,24 @@ def test_the_training_normalisation_is_found_from_any_one_class(digits: DemoFile
     best = rank_normalisations(subject.network.module, images.pixels, images.group, labels)[0]
     assert best.preprocessing == PREPROCESSING
     assert best.recognised > 90
+
+
+def test_the_evidence_of_a_normalisation_is_of_all_images_however_they_are_batched(
+    digits: DemoFiles,
+):
+    subject = load_subject(digits.checkpoint, Wanted(device="cpu"), lambda *note: None)
+    images = decode(list_groups([str(digits.train / "8")]), channels=1)
+    at_once, in_parts = (
+        rank_normalisations(subject.network.module, images.pixels, images.group, [8], size)
+        for size in (256, 7)
+    )
+    for one, other in zip(at_once, in_parts, strict=True):
+        assert (one.name, one.recognised) == (other.name, other.recognised)
+        assert one.mismatch == pytest.approx(other.mismatch, rel=1e-4)
+    normal = Preprocessing((8, 8), (0.5,), (0.5,))
+    x = subject.network.module.conv1(normalise(images.pixels, normal)).detach().transpose(0, 1)
+    layer = subject.network.module.bn1
+    fit = Normal(layer.running_mean, layer.running_var.sqrt())
+    given = Normal(x.flatten(1).mean(1), x.flatten(1).std(1, correction=0))
+    assert at_once[0].preprocessing == normal
+    assert at_once[0].mismatch == pytest.approx(kl_divergence(given, fit).mean().item(), rel=1e-4)
