@@ -33,6 +33,7 @@ ORDER = [
     "fisher",
     "objective",
     "stopping",
+    "trunk",
     "unlearning",
     "metrics",
     "evidence",
@@ -47,7 +48,7 @@ ORDER = [
     "__main__",
 ]
 _FISHER = ORDER[ORDER.index("layer_rules") : ORDER.index("fisher") + 1]
-NUMERIC = {*_FISHER, "objective", "stopping", "metrics"}
+NUMERIC = {*_FISHER, "objective", "stopping", "trunk", "metrics"}
 OUTSIDE_NUMERIC = {"typer", "rich", "safetensors", "torchvision", "PIL", "pathlib", "os"}
 
 

@@ -1,0 +1,169 @@
+"""The frozen trunk: what lies before everything that trains gives an image the same features at
+every step, so it is computed once.
+
+Where it ends is found by trying, never concluded from a module's class: the *cut* is the last
+frozen module whose output no trained parameter has touched and from whose output alone the logits
+follow, with NaN in place of what the frozen modules before it give.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+ATTEMPTS = 8  # where a trained block has branches, frozen modules in it come after the cut
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Where a network is cut in two; shapes are for one image.
+
+    path: the module whose output the features are. unneeded: frozen modules before it, whose
+    outputs do not matter once the features are known, and the shapes of those.
+    """
+
+    path: str
+    features: torch.Size
+    unneeded: Mapping[str, torch.Size]
+    image: torch.Size
+
+
+def find_cut(model: nn.Module, trained: Collection[str], x: Tensor) -> Cut | None:
+    """The latest cut of `model` before the parameters named `trained`; None if there is none.
+
+    x: a few images as the model takes them, [n, *image]. Needs eval mode.
+
+    >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 4)).eval()
+    >>> find_cut(model, ["2.weight"], torch.ones(2, 2)).path
+    '1'
+    """
+    outputs: dict[str, list[Any]] = {}
+    named = dict(model.named_parameters())
+    asked = {parameter: parameter.requires_grad for parameter in named.values()}
+    with ExitStack() as hooks, torch.enable_grad():
+        for path, module in _frozen(model, {id(named[name]) for name in trained}):
+            outputs[path] = []
+            hooks.enter_context(module.register_forward_hook(_recorder(outputs, path)))
+        try:
+            for name, parameter in named.items():
+                parameter.requires_grad_(name in trained)
+            logits = model(x)
+        finally:
+            for parameter, wanted in asked.items():
+                parameter.requires_grad_(wanted)
+    if not isinstance(logits, Tensor):
+        return None
+    calls = [(*found[0], path) for path, found in outputs.items() if len(found) == 1]
+    frozen = [
+        (path, output)
+        for _, output, path in sorted(calls, key=lambda call: call[0])
+        if isinstance(output, Tensor) and output.ndim and len(output) == len(x)
+        and not output.requires_grad
+    ]  # fmt: skip
+    for last in range(len(frozen) - 1, max(-1, len(frozen) - 1 - ATTEMPTS), -1):
+        path, features = frozen[last]
+        unneeded = {before: output.shape[1:] for before, output in frozen[:last]}
+        cut = Cut(path, features.shape[1:], unneeded, x.shape[1:])
+        kept = features.clone()
+        with torch.no_grad(), beyond(model, cut):
+            again = model(features)
+        # A layer behind the cut that works in place would spoil the features for the next step.
+        if torch.equal(features, kept) and torch.allclose(again, logits, 1e-4, 1e-5):
+            return cut
+    return None
+
+
+@contextmanager
+def beyond(model: nn.Module, cut: Cut | None) -> Iterator[None]:
+    """While it lasts, `model` takes features, [n, *cut.features], in place of images.
+
+    Nothing else changes: its parameters, their names and its modes are the same. Without a cut
+    the model goes on taking images.
+    """
+    if cut is None:
+        yield
+        return
+    given: list[Tensor] = []
+    whole = model.forward
+
+    def from_features(features: Tensor) -> Any:
+        given[:] = [features]
+        try:
+            return whole(_nothing(features, cut.image))
+        finally:
+            given.clear()
+
+    def unneeded(shape: torch.Size) -> Any:
+        return lambda *args, **kwargs: _nothing(given[0], shape)
+
+    with ExitStack() as replaced:
+        for path, shape in cut.unneeded.items():
+            replaced.enter_context(_answering(model.get_submodule(path), unneeded(shape)))
+        replaced.enter_context(
+            _answering(model.get_submodule(cut.path), lambda *args, **kwargs: given[0])
+        )
+        replaced.enter_context(_answering(model, from_features))
+        yield
+
+
+@torch.no_grad()
+def features_and_logits(model: nn.Module, cut: Cut, x: Tensor) -> tuple[Tensor, Tensor]:
+    """One pass over images [n, *image]: features [n, *cut.features] and logits [n, c]."""
+    kept: list[Tensor] = []
+    hook = model.get_submodule(cut.path).register_forward_hook(
+        lambda module, args, output: kept.append(output.clone())
+    )
+    with hook:
+        logits = model(x)
+    return kept[0], logits
+
+
+def bytes_held(cut: Cut, images: int) -> int:
+    """What the float32 features of so many images take."""
+    return 4 * images * math.prod(cut.features)
+
+
+def _nothing(like: Tensor, shape: torch.Size) -> Tensor:
+    """NaN for every image, of no weight in memory: what depends on it shows."""
+    return like.new_full((), math.nan).expand(len(like), *shape)
+
+
+@contextmanager
+def _answering(module: nn.Module, forward: Any) -> Iterator[None]:
+    """`module` with another forward, and with its own again afterwards."""
+    before = module.__dict__.get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if before is None:
+            del module.forward
+        else:
+            module.forward = before
+
+
+def _frozen(model: nn.Module, trained: Collection[int], path: str = "") -> Iterator[Any]:
+    """(path, module) of the largest modules without a trained parameter."""
+    for name, child in model.named_children():
+        inner = f"{path}.{name}" if path else name
+        if any(id(parameter) in trained for parameter in child.parameters()):
+            yield from _frozen(child, trained, inner)
+        else:
+            yield inner, child
+
+
+def _recorder(outputs: dict[str, list[Any]], path: str) -> Any:
+    """A hook that keeps a module's output and how many outputs came before it."""
+
+    def record(module: nn.Module, args: Any, output: Any) -> None:
+        number = sum(map(len, outputs.values()))
+        # A view of its own: an in-place layer behind it would change what is recorded, not this.
+        outputs[path].append((number, output.clone() if isinstance(output, Tensor) else output))
+
+    return record

@@ -1,0 +1,142 @@
+"""The frozen trunk: features in place of images change nothing but the time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from pbu_cli.fisher import fisher_diagonal
+from pbu_cli.stages import trained_parameters
+from pbu_cli.trunk import beyond, features_and_logits, find_cut
+
+# builder -> image size, the module that the cut is expected behind
+BUILDERS = {
+    "resnet18": (32, "layer3"),
+    "densenet121": (32, "features.transition3"),
+    "convnext_tiny": (32, "features.6"),
+    "efficientnet_b0": (32, "features.6"),
+    "mobilenet_v3_small": (32, "features.8"),
+    "shufflenet_v2_x0_5": (32, "stage3"),
+    "regnet_y_400mf": (32, "trunk_output.block3"),
+    "squeezenet1_1": (64, "features.9"),
+    "vgg11": (32, "avgpool"),
+    "googlenet": (64, "maxpool4"),
+    "swin_t": (32, "features.6"),
+    "vit_b_16": (224, "encoder.layers.encoder_layer_8"),
+}
+
+
+def network(builder: str) -> nn.Module:
+    torch.manual_seed(0)
+    options = {"aux_logits": False, "init_weights": False} if builder == "googlenet" else {}
+    return torchvision.models.get_model(builder, weights=None, num_classes=5, **options).eval()
+
+
+@pytest.mark.parametrize("builder", BUILDERS)
+def test_the_tail_answers_as_the_whole_network_does(builder: str):
+    size, place = BUILDERS[builder]
+    model = network(builder)
+    names, _ = trained_parameters(model, builder, "last")
+    x = torch.randn(3, 3, size, size)
+    cut = find_cut(model, names, x[:2])
+    assert cut is not None
+    assert cut.path == place
+    features, logits = features_and_logits(model, cut, x)
+    assert torch.equal(logits, model(x))
+    with beyond(model, cut):
+        torch.testing.assert_close(model(features), logits)
+    assert torch.equal(model(x), logits)
+
+
+def test_the_fisher_diagonal_of_the_tail_is_that_of_the_whole_network():
+    model = network("resnet18").double()
+    names, _ = trained_parameters(model, "resnet18", "last")
+    x, labels = torch.randn(4, 3, 32, 32, dtype=torch.float64), torch.tensor([0, 1, 2, 3])
+    whole = fisher_diagonal(model, [(x, labels)], parameters=names)
+    cut = find_cut(model, names, x[:2])
+    assert cut is not None
+    features, _ = features_and_logits(model, cut, x)
+    with beyond(model, cut):
+        tail = fisher_diagonal(model, [(features, labels)], parameters=names)
+    for name in names:
+        torch.testing.assert_close(tail[name], whole[name])
+
+
+def test_head_alone_is_cut_behind_the_pooling():
+    model = network("resnet18")
+    cut = find_cut(model, ["fc.weight", "fc.bias"], torch.randn(2, 3, 32, 32))
+    assert cut is not None
+    assert cut.path == "avgpool"
+
+
+def test_there_is_no_cut_before_the_first_layer():
+    model = network("resnet18")
+    names = [name for name, _ in model.named_parameters()]
+    assert find_cut(model, names, torch.randn(2, 3, 32, 32)) is None
+
+
+class Skip(nn.Module):
+    """The trained layer sees the output of the first layer too, past the second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.head = nn.Linear(2, 3), nn.Linear(3, 3), nn.Linear(3, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        one = self.one(x)
+        return self.head(self.two(one) + one)
+
+
+class InPlace(nn.Module):
+    """What lies behind the cut overwrites the features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.head = nn.Linear(2, 3), nn.Linear(3, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.one(x).mul_(2))
+
+
+def test_a_network_with_a_skip_is_cut_before_it():
+    cut = find_cut(Skip().eval(), ["head.weight"], torch.randn(2, 2))
+    assert cut is not None
+    assert cut.path == "one"
+
+
+def test_features_that_would_be_overwritten_are_no_cut():
+    assert find_cut(InPlace().eval(), ["head.weight"], torch.randn(2, 2)) is None
+
+
+class Bare(nn.Module):
+    """A bare trained parameter stands before a frozen layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(2))
+        self.one, self.head = nn.Linear(2, 3), nn.Linear(3, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.one(x * self.scale))
+
+
+def test_what_a_trained_parameter_has_touched_is_not_frozen():
+    model = Bare().eval()
+    assert find_cut(model, ["scale", "head.weight"], torch.randn(2, 2)) is None
+    cut = find_cut(model, ["head.weight"], torch.randn(2, 2))
+    assert cut is not None
+    assert cut.path == "one"
+
+
+def test_flags_and_forwards_are_as_before():
+    model = network("resnet18")
+    names, _ = trained_parameters(model, "resnet18", "last")
+    model.conv1.weight.requires_grad_(False)
+    flags = [parameter.requires_grad for parameter in model.parameters()]
+    cut = find_cut(model, names, torch.randn(2, 3, 32, 32))
+    with pytest.raises(RuntimeError), beyond(model, cut):
+        raise RuntimeError
+    assert flags == [parameter.requires_grad for parameter in model.parameters()]
+    assert not any("forward" in module.__dict__ for module in model.modules())
