@@ -103,7 +103,7 @@ def sanitise(
     module = subject.network.module
     images = ForgetSet(
         case.images.pixels.to(device), case.image_labels.to(device), case.forgotten,
-        case.preprocessing,
+        case.preprocessing, case.answers,
     )  # fmt: skip
     last: Progress | None = None
     for last in unlearn(
@@ -114,7 +114,6 @@ def sanitise(
         head=head,
         weights=weights,
         schedule=schedule,
-        answers=case.answers,
     ):
         seen(last)
     assert last is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +18,16 @@ def normalise(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
     >>> normalise(torch.tensor([[[[0]], ], [[[255]]]], dtype=torch.uint8), unit).flatten()
     tensor([-1.,  1.])
     """
-    shape = (1, preprocessing.channels, 1, 1)
-    mean = torch.tensor(preprocessing.mean, device=pixels.device).view(shape)
-    std = torch.tensor(preprocessing.std, device=pixels.device).view(shape)
+    mean, std = _mean_and_std(preprocessing, pixels.device)
     return pixels.float().div_(255).sub_(mean).div_(std)
+
+
+@lru_cache(maxsize=16)
+def _mean_and_std(preprocessing: Preprocessing, device: torch.device) -> tuple[Tensor, Tensor]:
+    """[k, 1, 1] each; kept, since making them on a GPU waits for it."""
+    columns = torch.tensor([preprocessing.mean, preprocessing.std], device=device)
+    mean, std = columns.view(2, preprocessing.channels, 1, 1)
+    return mean, std
 
 
 def batches(

@@ -47,8 +47,9 @@ def log_odds(logits: Tensor, forgotten: Tensor) -> Tensor:
     >>> log_odds(torch.zeros(1, 4), torch.tensor([True, False, False, False])).exp()
     tensor([0.3333])
     """
-    others = logits[:, ~forgotten].logsumexp(dim=1).detach()
-    return logits[:, forgotten].logsumexp(dim=1) - others
+    # Masks fill instead of select: a selection has to wait for a GPU to say how many there are.
+    others = logits.detach().masked_fill(forgotten, -math.inf).logsumexp(dim=1)
+    return logits.masked_fill(~forgotten, -math.inf).logsumexp(dim=1) - others
 
 
 def excess_odds(odds: Tensor, tau: float) -> Tensor:
@@ -61,19 +62,24 @@ def excess_odds(odds: Tensor, tau: float) -> Tensor:
 
 
 def restricted_log_softmax(logits: Tensor, forgotten: Tensor) -> Tensor:
-    """log softmax over the classes that stay. [n, c], [c] bool -> [n, c - |K|]."""
-    return F.log_softmax(logits[:, ~forgotten], dim=1)
+    """log softmax over the classes that stay, 0 at the others. [n, c], [c] bool -> [n, c].
+
+    >>> restricted_log_softmax(torch.zeros(1, 3), torch.tensor([True, False, False])).exp()
+    tensor([[1.0000, 0.5000, 0.5000]])
+    """
+    restricted = F.log_softmax(logits.masked_fill(forgotten, -math.inf), dim=1)
+    return restricted.masked_fill(forgotten, 0.0)
 
 
 def stability(logits: Tensor, reference: Tensor, forgotten: Tensor) -> Tensor:
     """mean_n KL(softmax z*_{c not in K} || softmax z_{c not in K}), nats. [n, c] -> [].
 
-    `reference` is the restricted log-softmax at theta*, [n, c - |K|]. Zero at theta*; to second
-    order it is half the quadratic form of the Fisher information conditional on "not K".
+    `reference` is the restricted log-softmax at theta*, [n, c]. Zero at theta*; to second order it
+    is half the quadratic form of the Fisher information conditional on "not K".
 
-    >>> stay = torch.tensor([True, False, False])
+    >>> gone = torch.tensor([True, False, False])
     >>> z = torch.tensor([[3.0, 1.0, 2.0]])
-    >>> stability(z, restricted_log_softmax(z, stay), stay)
+    >>> stability(z, restricted_log_softmax(z, gone), gone)
     tensor(0.)
     """
     restricted = restricted_log_softmax(logits, forgotten)

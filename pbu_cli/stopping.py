@@ -17,9 +17,11 @@ from typing import Literal
 
 from pbu_cli.settings import FORGOTTEN
 
-Action = Literal["go on", "stop", "back off"]
+Action = Literal["go on", "back off", "give up", "stop"]
 
 MOST_DRIFT = 1.0  # nats
+BACK_OFFS = 5  # so often a run starts over, more slowly ...
+SLOWER = 0.25  # ... by this share
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ def decide(history: Sequence[Seen], *, steps: int, bounded: bool) -> Decision:
 
     An objective that is not `bounded` gains nothing once the class is forgotten, so the run stops
     there. A bounded one goes on, since its last, smaller steps repair what the first ones moved.
-    `back off` returns to the newest check with at most MOST_DRIFT nats of drift.
+    `back off` starts over from theta* at SLOWER times the learning rate, since Adam overshoots
+    where a term steepens as it falls; `give up` ends at the newest check with at most MOST_DRIFT.
 
     >>> decide([Seen(5, 80.0, 0.2), Seen(10, 0.0, 0.4)], steps=100, bounded=False).reason
     'forgotten after 10 steps'
@@ -57,10 +60,13 @@ def decide(history: Sequence[Seen], *, steps: int, bounded: bool) -> Decision:
     """
     now = history[-1]
     if now.drift > MOST_DRIFT:
+        times = sum(seen.drift > MOST_DRIFT for seen in history)
+        last = times > BACK_OFFS or now.step >= steps
+        often = "" if times == 1 else f", {times} times in all"
         return Decision(
-            "back off",
+            "give up" if last else "back off",
             f"answers among the other classes moved {now.drift:.2f} nats by step {now.step}"
-            f" (limit {MOST_DRIFT:g}): more steps would destroy the network",
+            f" (limit {MOST_DRIFT:g}{often}): more steps would destroy the network",
         )
     if not bounded and now.recognised <= FORGOTTEN:
         return Decision("stop", f"forgotten after {now.step} steps")

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from pbu_cli import objective
 from pbu_cli.errors import PbuError
-from pbu_cli.logits import logits, normalise
+from pbu_cli.logits import normalise
 from pbu_cli.settings import FORGOTTEN, HEAVIEST, Preprocessing, Schedule, Weights
-from pbu_cli.stopping import Decision, Seen, decide
+from pbu_cli.stopping import SLOWER, Decision, Seen, decide
 
 CHECK_EVERY = 5  # steps; each check waits for the device once
 
@@ -28,18 +28,23 @@ class ForgetSet:
     """The forget images as the loop sees them.
 
     pixels: uint8 [n, channels, height, width], labels: int64 [n], forgotten: bool [c], true for
-    the classes to forget; all on the model's device.
+    the classes to forget, answers: theta*'s logits [n, c]; all on the model's device. features:
+    what the frozen trunk makes of the images, where the model is to take that (`trunk.beyond`).
     """
 
     pixels: Tensor
     labels: Tensor
     forgotten: Tensor
     preprocessing: Preprocessing
+    answers: Tensor
+    features: Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self.pixels)
+        return len(self.labels)
 
     def inputs(self, index: Tensor) -> Tensor:
+        if self.features is not None:
+            return self.features[index]
         return normalise(self.pixels[index], self.preprocessing)
 
 
@@ -61,13 +66,11 @@ def unlearn(
     head: list[str],
     weights: Weights,
     schedule: Schedule,
-    answers: Tensor | None = None,
 ) -> Iterator[Progress]:
     """Move the `trained` parameters of `model`, in place, until the forget set is forgotten.
 
     `fisher` holds the Fisher diagonal of every trained parameter at any scale; it may be empty
-    where beta is 0. `answers` are theta*'s logits on the forget set, [n, c], where the caller has
-    them already. The last Progress carries the reason for stopping. Raises PbuError, with
+    where beta is 0. The last Progress carries the reason for stopping. Raises PbuError, with
     theta* restored, where the loss becomes NaN or infinite.
     """
     model.eval()
@@ -78,21 +81,23 @@ def unlearn(
     by_name = objective.penalty_weights(fisher, {n: named[n] for n in trained}, weights)
     penalty = [by_name[name] for name in trained]
     bounded = weights.delta > 0
+    device = images.labels.device
 
     with only_trained(model, theta):
-        if answers is None:
-            answers = logits(model, images.pixels, images.preprocessing)
-        reference = objective.restricted_log_softmax(answers, images.forgotten)
-        rate = calibrated_rate(model, images, answers, theta, factors, schedule)
-        optimiser = torch.optim.Adam(
-            [{"params": [p], "lr": rate * f} for p, f in zip(theta, factors, strict=True)]
-        )
-        window = _Window(schedule, len(images), images.pixels.device)
-        alpha = torch.full((), weights.alpha, device=images.pixels.device)
-        finite = torch.full((), True, device=images.pixels.device)
+        reference = objective.restricted_log_softmax(images.answers, images.forgotten)
+        rate = calibrated_rate(model, images, theta, factors, schedule)
+        groups = [
+            {"params": [p for p, f in zip(theta, factors, strict=True) if f == factor], "f": factor}
+            for factor in sorted(set(factors))
+        ]
+        optimiser = torch.optim.Adam(groups, lr=rate, fused=True)
+        window = _Window(schedule, len(images), device)
+        alpha = torch.full((), weights.alpha, device=device)
+        finite = torch.full((), True, device=device)
         history: list[Seen] = []
         sound = theta_star
-        for step, index in enumerate(_shuffled(len(images), schedule), start=1):
+        rounds = _shuffled(len(images), schedule, device)
+        for step, index in enumerate(rounds, start=1):
             answers = model(images.inputs(index))
             odds = objective.log_odds(answers, images.forgotten)
             drift = objective.stability(answers, reference[index], images.forgotten)
@@ -100,13 +105,13 @@ def unlearn(
                 loss = alpha * objective.excess_odds(odds, schedule.tau) + weights.delta * drift
             else:
                 loss = alpha * objective.log_likelihood(answers, images.labels[index])
-            gradients = torch.autograd.grad(loss, theta)
+            gradients = torch.autograd.grad(loss, theta, materialize_grads=True)
             pulls = objective.penalty_gradient(theta, theta_star, penalty)
             for parameter, gradient, pull in zip(theta, gradients, pulls, strict=True):
-                parameter.grad = gradient.add_(pull)
+                parameter.grad = pull.add_(gradient)
             share = rate_share(step, schedule)
-            for group, factor in zip(optimiser.param_groups, factors, strict=True):
-                group["lr"] = rate * factor * share
+            for group in optimiser.param_groups:
+                group["lr"] = rate * group["f"] * share
             optimiser.step()
             finite &= loss.detach().isfinite()
             window.add(odds.detach(), drift.detach())
@@ -122,12 +127,19 @@ def unlearn(
             history.append(Seen(step, 100 * window.recognised().item(), window.drift().item()))
             decision = decide(history, steps=schedule.steps, bounded=bounded)
             if decision.action == "back off":
+                _restore(theta, theta_star)
+                optimiser.state.clear()  # its momentum is that of the way just left
+                window = _Window(schedule, len(images), device)
+                alpha = torch.full_like(alpha, weights.alpha)
+            elif decision.action == "give up":
                 _restore(theta, sound)
             else:
                 sound = _copy(theta)
             yield Progress(history[-1], decision, rate)
-            if decision.action != "go on":
+            if decision.action in ("give up", "stop"):
                 break
+            if decision.action == "back off":
+                rate *= SLOWER
         for parameter in theta:
             parameter.grad = None
 
@@ -135,7 +147,6 @@ def unlearn(
 def calibrated_rate(
     model: nn.Module,
     images: ForgetSet,
-    answers: Tensor,
     theta: Sequence[Tensor],
     factors: list[float],
     schedule: Schedule,
@@ -147,17 +158,18 @@ def calibrated_rate(
 
         r = mean relu(o - logit(tau)) / (steps_to_goal * sum_i f_i |d mean(o) / d theta_i|).
 
-    The excess is a mean over all forget images (`answers`, [n, c]), the slope over at most
-    `window` of them. 0 where everything is forgotten already.
+    The excess is a mean over all forget images, the slope over at most `window` of them. 0 where
+    everything is forgotten already.
     """
-    odds = objective.log_odds(answers, images.forgotten)
+    odds = objective.log_odds(images.answers, images.forgotten)
     excess = objective.excess_odds(odds, schedule.tau).item()
     count = min(len(images), schedule.window)
-    sample = torch.linspace(0, len(images) - 1, count, device=answers.device).round().long()
+    sample = torch.linspace(0, len(images) - 1, count, device=images.labels.device).round().long()
     slopes = [torch.zeros_like(parameter) for parameter in theta]
     for index in sample.split(schedule.batch_size):
         odds = objective.log_odds(model(images.inputs(index)), images.forgotten)
-        torch._foreach_add_(slopes, torch.autograd.grad(odds.sum() / count, theta))
+        found = torch.autograd.grad(odds.sum() / count, theta, materialize_grads=True)
+        torch._foreach_add_(slopes, found)
     slope = sum(f * s.abs().sum().item() for f, s in zip(factors, slopes, strict=True))
     return excess / (schedule.steps_to_goal * slope) if slope > 0 else 0.0
 
@@ -218,14 +230,15 @@ def _adapted(alpha: Tensor, recognised: Tensor, weights: Weights, schedule: Sche
     return (alpha * factor).clamp(weights.alpha, ceiling)
 
 
-def _shuffled(count: int, schedule: Schedule) -> Iterator[Tensor]:
-    """`steps` batches of indices, epoch after epoch, each in its own drawn order."""
+def _shuffled(count: int, schedule: Schedule, device: torch.device) -> Iterator[Tensor]:
+    """`steps` batches of indices, epoch after epoch, each in its own order, drawn on the CPU so
+    that it is the same on every device."""
     generator = torch.Generator().manual_seed(schedule.seed)
     size = min(schedule.batch_size, count)
     order = torch.empty(0, dtype=torch.long)
     for _ in range(schedule.steps):
         if len(order) < size:
-            order = torch.randperm(count, generator=generator)
+            order = torch.randperm(count, generator=generator).to(device)
         yield order[:size]
         order = order[size:]
 

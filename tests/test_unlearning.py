@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ from torch import nn
 from pbu_cli.errors import PbuError
 from pbu_cli.fisher import fisher_diagonal
 from pbu_cli.logits import batches, logits
-from pbu_cli.settings import Preprocessing, Schedule, Weights
-from pbu_cli.stopping import MOST_DRIFT
+from pbu_cli.settings import FORGOTTEN, Preprocessing, Schedule, Weights
+from pbu_cli.stopping import MOST_DRIFT, SLOWER
+from pbu_cli.trunk import beyond, features_and_logits, find_cut
 from pbu_cli.unlearning import CHECK_EVERY, ForgetSet, Progress, unlearn
 
 UNIT = Preprocessing((6, 6), (0.5,), (0.25,))
@@ -43,11 +45,14 @@ def trained() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
     return model, pixels, labels
 
 
-def forget_set(pixels: torch.Tensor, labels: torch.Tensor, *classes: int) -> ForgetSet:
+def forget_set(
+    model: nn.Module, pixels: torch.Tensor, labels: torch.Tensor, *classes: int
+) -> ForgetSet:
     chosen = torch.isin(labels, torch.tensor(classes))
     mask = torch.zeros(CLASSES, dtype=torch.bool)
     mask[list(classes)] = True
-    return ForgetSet(pixels[chosen], labels[chosen], mask, UNIT)
+    answers = logits(model, pixels[chosen], UNIT)
+    return ForgetSet(pixels[chosen], labels[chosen], mask, UNIT, answers)
 
 
 def forgotten(
@@ -58,7 +63,7 @@ def forgotten(
 ) -> tuple[nn.Module, list[Progress]]:
     model, pixels, labels = trained
     model = copy.deepcopy(model)
-    images = forget_set(pixels, labels, *classes)
+    images = forget_set(model, pixels, labels, *classes)
     names = [name for name, _ in model.named_parameters() if not name.startswith(("0", "1"))]
     data = batches(images.pixels, images.labels, UNIT, 50, torch.device("cpu"))
     fisher = fisher_diagonal(model, data, parameters=names)
@@ -117,8 +122,9 @@ def test_the_same_seed_is_the_same_result_and_another_is_not(trained):
 def test_the_papers_objective_stops_by_itself_with_the_network_alive(trained, steps):
     model, records = forgotten(trained, 2, weights=Weights(delta=0), schedule=Schedule(steps=steps))
     last = records[-1]
-    assert last.decision.action in ("stop", "back off")
+    assert last.decision.action == "stop"
     assert last.seen.step < steps
+    assert last.seen.recognised <= FORGOTTEN
     assert accuracies(model, *trained[1:], 2)[1] > 90
 
 
@@ -137,26 +143,65 @@ def test_more_steps_of_the_bounded_objective_destroy_nothing(trained):
     assert a_dr >= accuracies(*trained, 2)[1] - 1
 
 
-def test_backing_off_returns_to_the_last_sound_weights(trained, monkeypatch):
+def test_backing_off_starts_over_from_the_trained_weights_more_slowly(trained, monkeypatch):
     monkeypatch.setattr("pbu_cli.stopping.FORGOTTEN", -1)
-    model, records = forgotten(trained, 2, weights=Weights(delta=0), schedule=Schedule(steps=1000))
-    assert records[-1].decision.action == "back off"
-    assert records[-1].seen.drift > MOST_DRIFT
-    sound = records[-2].seen.step
-    monkeypatch.setattr("pbu_cli.stopping.MOST_DRIFT", math.inf)
-    model_there, pixels, labels = copy.deepcopy(trained[0]), *trained[1:]
-    images = forget_set(pixels, labels, 2)
-    names = [name for name, _ in model.named_parameters() if not name.startswith(("0", "1"))]
-    data = batches(images.pixels, images.labels, UNIT, 50, torch.device("cpu"))
+    model = copy.deepcopy(trained[0])
+    names = [name for name, _ in model.named_parameters() if name.startswith("6")]
     run = unlearn(
-        model_there, images, fisher_diagonal(model_there, data, parameters=names),
-        trained=names, head=[n for n in names if n.startswith("6")],
-        weights=Weights(delta=0), schedule=Schedule(steps=1000),
+        model, forget_set(model, *trained[1:], 2), {}, trained=names, head=names,
+        weights=Weights(beta=0, delta=0), schedule=Schedule(steps=1000),
     )  # fmt: skip
+    records = []
     for record in run:
-        if record.seen.step == sound:
+        records.append(record)
+        if record.decision.action == "back off":
+            assert record.seen.drift > MOST_DRIFT
+            assert torch.equal(model[6].weight, trained[0][6].weight)
             break
-    assert torch.equal(model.state_dict()["4.weight"], model_there.state_dict()["4.weight"])
+    again = next(run)
+    assert again.learning_rate == pytest.approx(SLOWER * records[-1].learning_rate)
+    assert again.seen.drift < MOST_DRIFT
+
+
+def test_giving_up_returns_to_the_newest_sound_weights(trained, monkeypatch):
+    monkeypatch.setattr("pbu_cli.stopping.FORGOTTEN", -1)
+    monkeypatch.setattr("pbu_cli.stopping.BACK_OFFS", 0)
+    model = copy.deepcopy(trained[0])
+    names = [name for name, _ in model.named_parameters() if name.startswith("6")]
+    run = unlearn(
+        model, forget_set(model, *trained[1:], 2), {}, trained=names, head=names,
+        weights=Weights(beta=0, delta=0), schedule=Schedule(steps=1000),
+    )  # fmt: skip
+    sound = None
+    for record in run:
+        if record.decision.action == "give up":
+            assert record.seen.drift > MOST_DRIFT
+            assert sound is not None
+            assert torch.equal(model[6].weight, sound)
+            return
+        sound = model[6].weight.detach().clone()
+    pytest.fail("it never gave up")
+
+
+def test_features_in_place_of_images_give_the_same_weights(trained):
+    names = ["4.weight", "4.bias", "6.weight", "6.bias"]
+    states = []
+    for cached in (False, True):
+        model = copy.deepcopy(trained[0])
+        images = forget_set(model, *trained[1:], 2)
+        x = images.inputs(torch.arange(len(images)))
+        cut = find_cut(model, names, x[:2]) if cached else None
+        if cut is not None:
+            images = replace(images, features=features_and_logits(model, cut, x)[0])
+        with beyond(model, cut):
+            for _ in unlearn(
+                model, images, {}, trained=names, head=names[2:],
+                weights=Weights(beta=0), schedule=Schedule(steps=30),
+            ):  # fmt: skip
+                pass
+        states.append(model.state_dict())
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value)
 
 
 def test_checks_come_every_few_steps_and_at_the_end(trained):
@@ -168,7 +213,7 @@ def test_a_loss_that_is_not_finite_is_an_error_and_restores_the_weights(trained)
     model, pixels, labels = copy.deepcopy(trained[0]), *trained[1:]
     before = copy.deepcopy(model.state_dict())
     run = unlearn(
-        model, forget_set(pixels, labels, 2), {}, trained=["6.weight"], head=[],
+        model, forget_set(model, pixels, labels, 2), {}, trained=["6.weight"], head=[],
         weights=Weights(beta=0), schedule=Schedule(steps_to_goal=1e-36),
     )  # fmt: skip
     with pytest.raises(PbuError, match="NaN or infinite"):
@@ -178,7 +223,7 @@ def test_a_loss_that_is_not_finite_is_an_error_and_restores_the_weights(trained)
 
 def test_one_image_is_enough_to_run(trained):
     model, pixels, labels = copy.deepcopy(trained[0]), *trained[1:]
-    images = forget_set(pixels[labels == 2][:1], labels[labels == 2][:1], 2)
+    images = forget_set(model, pixels[labels == 2][:1], labels[labels == 2][:1], 2)
     run = unlearn(
         model, images, {}, trained=["6.weight", "6.bias"], head=["6.weight", "6.bias"],
         weights=Weights(beta=0), schedule=Schedule(),
