@@ -102,15 +102,19 @@ def penalty_weights(
 
 
 @torch.no_grad()
-def penalty_gradient(
-    theta: Sequence[Tensor], theta_star: Sequence[Tensor], weights: Sequence[Tensor]
+def with_penalty(
+    gradients: Sequence[Tensor],
+    theta: Sequence[Tensor],
+    theta_star: Sequence[Tensor],
+    weights: Sequence[Tensor],
 ) -> list[Tensor]:
-    """2 w_i (theta_i - theta*_i): the closed form, never through autograd.
+    """gradient_i + 2 w_i (theta_i - theta*_i): the closed form, never through autograd.
 
-    >>> penalty_gradient([torch.tensor(3.0)], [torch.tensor(1.0)], [torch.tensor(0.5)])
-    [tensor(2.)]
+    New tensors, since autograd may hand out one gradient for two parameters.
+
+    >>> one, three = torch.tensor(1.0), torch.tensor(3.0)
+    >>> with_penalty([one], [three], [one], [torch.tensor(0.5)])
+    [tensor(3.)]
     """
-    gradient = torch._foreach_sub(list(theta), list(theta_star))
-    torch._foreach_mul_(gradient, list(weights))
-    torch._foreach_mul_(gradient, 2.0)
-    return list(gradient)
+    moved = torch._foreach_sub(list(theta), list(theta_star))
+    return list(torch._foreach_addcmul(list(gradients), list(moved), list(weights), 2.0))

@@ -106,9 +106,9 @@ def unlearn(
             else:
                 loss = alpha * objective.log_likelihood(answers, images.labels[index])
             gradients = torch.autograd.grad(loss, theta, materialize_grads=True)
-            pulls = objective.penalty_gradient(theta, theta_star, penalty)
-            for parameter, gradient, pull in zip(theta, gradients, pulls, strict=True):
-                parameter.grad = pull.add_(gradient)
+            penalised = objective.with_penalty(gradients, theta, theta_star, penalty)
+            for parameter, gradient in zip(theta, penalised, strict=True):
+                parameter.grad = gradient
             share = rate_share(step, schedule)
             for group in optimiser.param_groups:
                 group["lr"] = rate * group["f"] * share
