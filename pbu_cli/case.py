@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -20,10 +20,12 @@ from pbu_cli.evidence import (
     settle_label,
 )
 from pbu_cli.folders import Group, list_groups, split_by_subfolder
-from pbu_cli.images import SMALL, Images, common_size, decode
-from pbu_cli.logits import logits
+from pbu_cli.images import SMALL, Images, common_size, decode, memory
+from pbu_cli.logits import batches, normalise
 from pbu_cli.network import Network, load_network, try_out
 from pbu_cli.settings import Preprocessing
+from pbu_cli.stages import trained_parameters
+from pbu_cli.trunk import Cut, bytes_held, find_cut, look
 
 USUAL_SIZE = 224
 USUAL_SIZES = {"inception_v3": 299}
@@ -66,7 +68,9 @@ class Case:
 
     images: uint8 pixels on the CPU. image_labels: int64 [n]. answers: the subject's logits on the
     images, float32 [n, c], on the device. warnings: what the user should know of them.
-    batch_size: images per forward pass.
+    batch_size: images per forward pass. trained, head: names of the parameters that are to train,
+    and of the head's among them. cut, features: where the frozen trunk before those ends, and what
+    it makes of the images, where memory holds that.
     """
 
     subject: Subject
@@ -76,6 +80,10 @@ class Case:
     answers: Tensor
     warnings: tuple[str, ...]
     batch_size: int
+    trained: list[str]
+    head: list[str]
+    cut: Cut | None
+    features: Tensor | None
 
     @property
     def forgotten(self) -> Tensor:
@@ -83,6 +91,17 @@ class Case:
         mask = torch.zeros(self.subject.network.num_classes, dtype=torch.bool)
         mask[self.image_labels] = True
         return mask.to(self.subject.device)
+
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """(inputs, labels), in order: features for the network `beyond` the cut, else images."""
+        device = self.subject.device
+        if self.features is None:
+            yield from batches(
+                self.images.pixels, self.image_labels, self.preprocessing, size, device
+            )
+        else:
+            labels = self.image_labels.to(device)
+            yield from zip(self.features.split(size), labels.split(size), strict=True)
 
 
 def load_subject(path: Path, wanted: Wanted, note: Note) -> Subject:
@@ -123,12 +142,14 @@ def assemble(
     wanted: Wanted,
     note: Note,
     *,
+    layers: str | None = None,
     stdin: BinaryIO | None = None,
     binding: bool = True,
     decoding: Callable[[int], None] | None = None,
 ) -> Case:
     """List and decode the forget images and settle what was not said: size, channels, labels and
-    normalisation. `note` hears of each with its evidence.
+    normalisation. `note` hears of each with its evidence. `layers` says what is to train, as for
+    `trained_parameters`; nothing is by default.
 
     With `binding` the network's answers have to agree with the folders' names. An evaluation is
     not bound, since its network may have forgotten these images; if its metadata say that it has,
@@ -139,6 +160,9 @@ def assemble(
     channels = wanted.channels or subject.network.channels
     subject = tried(subject, channels, size, wanted)
     network = subject.network
+    trained, head = (
+        trained_parameters(network.module, network.builder, layers) if layers else ([], [])
+    )
     groups, named = _by_class(listed, wanted, subject)
     images = decode(
         groups, channels=channels, size=size, skip_bad=wanted.skip_bad, progress=decoding
@@ -149,7 +173,9 @@ def assemble(
     given = _given_labels(wanted, groups, subject)
     known = [n if g is None else g for g, n in zip(given, named, strict=True)]
     preprocessing = settle_preprocessing(subject, images, known, wanted, note)
-    answers = logits(network.module, images.pixels, preprocessing, wanted.batch_size)
+    cut = _affordable_cut(subject, trained, images, preprocessing)
+    rounds = batches(images.pixels, images.group, preprocessing, wanted.batch_size, subject.device)
+    features, answers = look(network.module, cut, (inputs for inputs, _ in rounds))
     if not bool(answers.isfinite().all()):
         raise CheckpointError(
             f"{printable(subject.checkpoint.path)}: answers the images with NaN or infinity;"
@@ -178,7 +204,24 @@ def assemble(
     per_image = torch.tensor([label.index for label in labels])[images.group]
     doubts = [label.doubt for label in labels if label.doubt is not None]
     warnings = (*left_out("forget", images), *doubts)
-    return Case(subject, preprocessing, images, per_image, answers, warnings, wanted.batch_size)
+    return Case(
+        subject, preprocessing, images, per_image, answers, warnings, wanted.batch_size,
+        trained, head, cut, features,
+    )  # fmt: skip
+
+
+def _affordable_cut(
+    subject: Subject, trained: Sequence[str], images: Images, preprocessing: Preprocessing
+) -> Cut | None:
+    """Where the trunk ends, if memory holds the features: half of what is free on a GPU, a
+    quarter of the machine's elsewhere."""
+    if not trained:
+        return None
+    device = subject.device
+    some = normalise(images.pixels[:2].to(device), preprocessing)
+    cut = find_cut(subject.network.module, trained, some)
+    free = torch.cuda.mem_get_info(device)[0] / 2 if device.type == "cuda" else memory() / 4
+    return cut if cut is not None and bytes_held(cut, len(images.pixels)) <= free else None
 
 
 def left_out(which: str, images: Images) -> list[str]:

@@ -222,16 +222,14 @@ def fisher(
     from pbu_cli.checkpoint import check_output
     from pbu_cli.commands import measure_fisher, timed
     from pbu_cli.fisher_file import write_fisher
-    from pbu_cli.stages import trained_parameters
 
     screen, log = _screen(as_json, quiet)
     wanted = _wanted(arch, label, mean, std, size, channels, device, batch_size, skip_bad)
     lap = timed()
-    case = _case(checkpoint, forget, wanted, log, screen)
+    case = _case(checkpoint, forget, wanted, layers, log, screen)
     place = output or checkpoint.with_suffix(".fisher.safetensors")
-    names, _ = trained_parameters(case.subject.network.module, case.subject.network.builder, layers)
     shapes = case.subject.checkpoint.shapes
-    count = sum(prod(shapes[name]) for name in names)
+    count = sum(prod(shapes[name]) for name in case.trained)
     check_output(place, force=force, sources=(checkpoint,), size=4 * count)
     if dry_run:
         _finish_dry(screen, log, "fisher", place)
@@ -240,13 +238,13 @@ def fisher(
     images = len(case.images.pixels)
     with screen.progress("Fisher", images) as bar:
         diagonal = measure_fisher(
-            case, names, estimator, draws=draws, seed=seed, done=lambda n: bar(n, "")
+            case, estimator, draws=draws, seed=seed, done=lambda n: bar(n, "")
         )
     measuring = lap()
     write_fisher(place, case, diagonal, estimator, draws, seed)
     total = sum(value.cpu().double().sum().item() for value in diagonal.values())
     blocks: dict[str, list[str]] = {}
-    for name in names:
+    for name in case.trained:
         blocks.setdefault(".".join(name.split(".")[:-1][:2]) or name, []).append(name)
     rows = [
         _block_row(block, [diagonal[n] for n in inner], total) for block, inner in blocks.items()
@@ -317,27 +315,23 @@ def unlearn(
     from pbu_cli.checkpoint import check_output
     from pbu_cli.commands import measure_fisher, sanitise, timed
     from pbu_cli.fisher_file import read_fisher
-    from pbu_cli.stages import trained_parameters
 
     screen, log = _screen(as_json, quiet)
     wanted = _wanted(arch, label, mean, std, size, channels, device, batch_size, skip_bad)
     weights = Weights(alpha, beta, gamma, delta)
     schedule = Schedule(steps=steps, seed=seed)
     lap = timed()
-    case = _case(checkpoint, forget, wanted, log, screen)
+    case = _case(checkpoint, forget, wanted, layers, log, screen)
     place = output or checkpoint.with_suffix(".unlearned.safetensors")
-    names, head = trained_parameters(
-        case.subject.network.module, case.subject.network.builder, layers
-    )
     shapes = case.subject.checkpoint.shapes
-    count = sum(prod(shapes[name]) for name in names)
-    log("trains", f"{count:,} parameters in {len(names)} tensors", f"--layers {layers}")
+    count = sum(prod(shapes[name]) for name in case.trained)
+    log("trains", f"{count:,} parameters in {len(case.trained)} tensors", f"--layers {layers}")
     tensors = case.subject.checkpoint.tensors.values()
     inputs = (checkpoint, fisher) if fisher else (checkpoint,)
     check_output(place, force=force, sources=inputs, size=sum(t.nbytes for t in tensors))
     diagonal: dict[str, Any] = {}
     if fisher is not None:
-        diagonal, used = read_fisher(fisher, case, names)
+        diagonal, used = read_fisher(fisher, case, case.trained)
         log("Fisher", used, str(fisher))
     if dry_run:
         _finish_dry(screen, log, "unlearn", place)
@@ -346,7 +340,7 @@ def unlearn(
     if fisher is None and beta > 0:
         with screen.progress("Fisher", len(case.images.pixels)) as bar:
             diagonal = measure_fisher(
-                case, names, estimator, draws=draws, seed=seed, done=lambda n: bar(n, "")
+                case, estimator, draws=draws, seed=seed, done=lambda n: bar(n, "")
             )
     measuring = lap()
     with screen.progress("unlearning", steps) as bar:
@@ -354,8 +348,6 @@ def unlearn(
             case,
             diagonal,
             place,
-            trained=names,
-            head=head,
             weights=weights,
             schedule=schedule,
             seen=lambda p: bar(
@@ -615,7 +607,9 @@ def _wanted(
     )
 
 
-def _case(checkpoint: Path, forget: list[str], wanted: Wanted, log: Log, screen: Screen) -> Case:
+def _case(
+    checkpoint: Path, forget: list[str], wanted: Wanted, layers: str, log: Log, screen: Screen
+) -> Case:
     from pbu_cli.case import assemble, load_subject
 
     subject = load_subject(checkpoint, wanted, log)
@@ -625,6 +619,7 @@ def _case(checkpoint: Path, forget: list[str], wanted: Wanted, log: Log, screen:
             forget,
             wanted,
             log,
+            layers=layers,
             stdin=getattr(sys.stdin, "buffer", None),
             decoding=lambda count: bar(count, "images"),
         )

@@ -16,11 +16,12 @@ from pbu_cli.checkpoint import Tensors, write
 from pbu_cli.description import metadata_with
 from pbu_cli.errors import PbuError, printable
 from pbu_cli.fisher import fisher_diagonal
-from pbu_cli.logits import batches, logits
+from pbu_cli.logits import batches
 from pbu_cli.model import load
 from pbu_cli.objective import restricted_log_softmax, stability
 from pbu_cli.settings import FORGOTTEN, Estimator, Schedule, Weights
-from pbu_cli.unlearning import ForgetSet, Progress, unlearn
+from pbu_cli.trunk import beyond, look
+from pbu_cli.unlearning import ForgetSet, Progress, shifted, unlearn
 
 FISHER_BATCH = 64  # at most: per-sample gradients take more memory than a forward pass
 
@@ -49,32 +50,27 @@ class Unlearned:
 
 def measure_fisher(
     case: Case,
-    names: list[str],
     estimator: Estimator,
     *,
     draws: int = 1,
     seed: int = 0,
     done: Callable[[int], None] | None = None,
 ) -> Tensors:
-    """The Fisher diagonal of the named parameters, summed over all forget images."""
-    pixels, labels = case.images.pixels, case.image_labels
+    """The Fisher diagonal of what trains, summed over all forget images."""
+    module = case.subject.network.module
     size = min(FISHER_BATCH, case.batch_size)
-    rounds = batches(pixels, labels, case.preprocessing, size, case.subject.device)
 
     def counted() -> Iterator[tuple[Tensor, Tensor]]:
-        for number, batch in enumerate(rounds):
+        for number, batch in enumerate(case.batches(size)):
             yield batch
             if done is not None:
-                done(min((number + 1) * size, len(pixels)))
+                done(min((number + 1) * size, len(case.image_labels)))
 
-    diagonal = fisher_diagonal(
-        case.subject.network.module,
-        counted(),
-        estimator=estimator,
-        draws=draws,
-        seed=seed,
-        parameters=names,
-    )
+    with beyond(module, case.cut):
+        diagonal = fisher_diagonal(
+            module, counted(),
+            estimator=estimator, draws=draws, seed=seed, parameters=case.trained,
+        )  # fmt: skip
     broken = [name for name, value in diagonal.items() if not bool(value.isfinite().all())]
     if broken:
         raise PbuError(
@@ -89,8 +85,6 @@ def sanitise(
     fisher: Tensors,
     output: Path,
     *,
-    trained: list[str],
-    head: list[str],
     weights: Weights,
     schedule: Schedule,
     seen: Callable[[Progress], None] = lambda progress: None,
@@ -99,23 +93,16 @@ def sanitise(
 
     Every tensor that did not train comes out bit-identical; the others in the input's dtype.
     """
-    subject, device = case.subject, case.subject.device
+    subject, trained = case.subject, case.trained
     module = subject.network.module
-    images = ForgetSet(
-        case.images.pixels.to(device), case.image_labels.to(device), case.forgotten,
-        case.preprocessing, case.answers,
-    )  # fmt: skip
+    images = _forget_set(case, schedule)
     last: Progress | None = None
-    for last in unlearn(
-        module,
-        images,
-        fisher,
-        trained=trained,
-        head=head,
-        weights=weights,
-        schedule=schedule,
-    ):
-        seen(last)
+    with beyond(module, case.cut):
+        for last in unlearn(
+            module, images, fisher,
+            trained=trained, head=case.head, weights=weights, schedule=schedule,
+        ):  # fmt: skip
+            seen(last)
     assert last is not None
     tensors = _output_tensors(subject, trained)
     measured: list[Tensor] = []
@@ -125,7 +112,9 @@ def sanitise(
         written = {name.removeprefix(checkpoint.prefix): t for name, t in written.items()}
         _check_promises(checkpoint.tensors, written, _trained_names(subject, trained))
         load(module, written)
-        measured.append(logits(module, case.images.pixels, case.preprocessing, case.batch_size))
+        with beyond(module, case.cut):  # the frozen trunk has just been found unchanged
+            rounds = (inputs for inputs, _ in case.batches(case.batch_size))
+            measured.append(look(module, None, rounds)[1])
 
     facts = {
         "forgotten": sorted({*subject.description.forgotten, *case.image_labels.tolist()}),
@@ -140,16 +129,34 @@ def sanitise(
         verify,
     )
     after = measured[0]
-    reference = restricted_log_softmax(case.answers, images.forgotten)
+    reference = restricted_log_softmax(case.answers, case.forgotten)
     return Unlearned(
         last.seen.step,
         last.decision.reason,
         last.learning_rate,
         metrics.accuracy(case.answers.argmax(dim=1).cpu(), case.image_labels),
         metrics.accuracy(after.argmax(dim=1).cpu(), case.image_labels),
-        stability(after, reference, images.forgotten).item(),
+        stability(after, reference, case.forgotten).item(),
         _relative_distance(subject.checkpoint.tensors, tensors, trained),
         metrics.answer_shares(after.argmax(dim=1).cpu(), subject.network.num_classes),
+    )
+
+
+def _forget_set(case: Case, schedule: Schedule) -> ForgetSet:
+    """The case's images; of a few, shifted copies too, so that they fill the window."""
+    pixels, labels, device = case.images.pixels, case.image_labels, case.subject.device
+    features, answers = case.features, case.answers
+    copies = -(-schedule.window // len(labels))
+    if copies > 1:
+        pixels = shifted(pixels, copies, schedule.seed)
+        labels = labels.repeat(copies)
+        rounds = batches(pixels, labels, case.preprocessing, case.batch_size, device)
+        module = case.subject.network.module
+        features, answers = look(module, case.cut, (inputs for inputs, _ in rounds))
+    if features is None:
+        pixels = pixels.to(device)
+    return ForgetSet(
+        pixels, labels.to(device), case.forgotten, case.preprocessing, answers, features
     )
 
 

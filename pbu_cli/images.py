@@ -241,19 +241,24 @@ def _own_size(groups: Sequence[Group], workers: int | None) -> Size:
     return next(iter(sizes), (1, 1))  # no header can be read: `decode` names the images
 
 
-def _check_memory(shape: tuple[int, ...]) -> None:
-    """ImageError if uint8 of this shape exceeds the memory of the machine or of the container."""
-    limits = []
+def memory() -> float:
+    """Bytes of memory of the machine or, where that is less, of the container; else infinity."""
+    limits = [math.inf]
     with suppress(OSError, ValueError, AttributeError):  # Windows has no sysconf
         limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     with suppress(OSError, ValueError):  # no cgroup v2, or "max"
         limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(limits)
+
+
+def _check_memory(shape: tuple[int, ...]) -> None:
+    """ImageError if uint8 of this shape exceeds the memory of the machine or of the container."""
     need = math.prod(shape)
-    if limits and need > min(limits):
+    if need > memory():
         number, channels, height, width = shape
         raise ImageError(
             f"{number} images of {channels}x{height}x{width} need {need / 1e9:.0f} GB of memory;"
-            f" expected at most {min(limits) / 1e9:.0f} GB: pass a smaller --size or fewer images"
+            f" expected at most {memory() / 1e9:.0f} GB: pass a smaller --size or fewer images"
         )
 
 

@@ -9,7 +9,7 @@ follow, with NaN in place of what the frozen modules before it give.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -113,15 +113,22 @@ def beyond(model: nn.Module, cut: Cut | None) -> Iterator[None]:
 
 
 @torch.no_grad()
-def features_and_logits(model: nn.Module, cut: Cut, x: Tensor) -> tuple[Tensor, Tensor]:
-    """One pass over images [n, *image]: features [n, *cut.features] and logits [n, c]."""
-    kept: list[Tensor] = []
-    hook = model.get_submodule(cut.path).register_forward_hook(
-        lambda module, args, output: kept.append(output.clone())
-    )
-    with hook:
-        logits = model(x)
-    return kept[0], logits
+def look(
+    model: nn.Module, cut: Cut | None, rounds: Iterable[Tensor]
+) -> tuple[Tensor | None, Tensor]:
+    """One pass over batches of images [n, *image]: features [N, *cut.features] and logits [N, c],
+    both float32. Without a cut there are no features.
+    """
+    features: list[Tensor] = []
+    with ExitStack() as hooks:
+        if cut is not None:
+            hooks.enter_context(
+                model.get_submodule(cut.path).register_forward_hook(
+                    lambda module, args, output: features.append(output.clone())
+                )
+            )
+        logits = torch.cat([model(x).float() for x in rounds])
+    return torch.cat(features) if features else None, logits
 
 
 def bytes_held(cut: Cut, images: int) -> int:

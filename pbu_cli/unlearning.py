@@ -144,6 +144,31 @@ def unlearn(
             parameter.grad = None
 
 
+def shifted(pixels: Tensor, copies: int, seed: int) -> Tensor:
+    """The images, then `copies` - 1 times each of them shifted by up to an eighth of its height
+    and width, the edge repeated. uint8 [n, k, h, w] -> [copies n, k, h, w].
+
+    A few images stand for a class better where each is seen at several places.
+
+    >>> shifted(torch.tensor([[[[1, 2]]]], dtype=torch.uint8), 3, seed=0).flatten()
+    tensor([1, 2, 1, 2, 1, 2], dtype=torch.uint8)
+    """
+    n, _, h, w = pixels.shape
+    generator = torch.Generator().manual_seed(seed)
+    rows, columns = (
+        (torch.randint(-(size // 8), size // 8 + 1, (copies, n, 1), generator=generator))
+        + torch.arange(size)
+        for size in (h, w)
+    )
+    rows[0], columns[0] = torch.arange(h), torch.arange(w)
+    rows, columns = rows.clamp(0, h - 1), columns.clamp(0, w - 1)
+    places = (torch.arange(n)[:, None, None], slice(None))
+    moved = [
+        pixels[(*places, r[:, :, None], c[:, None, :])] for r, c in zip(rows, columns, strict=True)
+    ]
+    return torch.cat([images.movedim(-1, 1) for images in moved])
+
+
 def calibrated_rate(
     model: nn.Module,
     images: ForgetSet,

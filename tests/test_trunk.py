@@ -9,7 +9,7 @@ from torch import nn
 
 from pbu_cli.fisher import fisher_diagonal
 from pbu_cli.stages import trained_parameters
-from pbu_cli.trunk import beyond, features_and_logits, find_cut
+from pbu_cli.trunk import beyond, find_cut, look
 
 # builder -> image size, the module that the cut is expected behind
 BUILDERS = {
@@ -43,11 +43,13 @@ def test_the_tail_answers_as_the_whole_network_does(builder: str):
     cut = find_cut(model, names, x[:2])
     assert cut is not None
     assert cut.path == place
-    features, logits = features_and_logits(model, cut, x)
-    assert torch.equal(logits, model(x))
+    features, logits = look(model, cut, x.split(2))
+    assert features is not None
+    whole = model(x)
+    torch.testing.assert_close(logits, whole)
     with beyond(model, cut):
         torch.testing.assert_close(model(features), logits)
-    assert torch.equal(model(x), logits)
+    assert torch.equal(model(x), whole)
 
 
 def test_the_fisher_diagonal_of_the_tail_is_that_of_the_whole_network():
@@ -57,7 +59,8 @@ def test_the_fisher_diagonal_of_the_tail_is_that_of_the_whole_network():
     whole = fisher_diagonal(model, [(x, labels)], parameters=names)
     cut = find_cut(model, names, x[:2])
     assert cut is not None
-    features, _ = features_and_logits(model, cut, x)
+    features, _ = look(model, cut, x.split(2))
+    assert features is not None
     with beyond(model, cut):
         tail = fisher_diagonal(model, [(features, labels)], parameters=names)
     for name in names:

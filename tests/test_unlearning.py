@@ -15,7 +15,7 @@ from pbu_cli.fisher import fisher_diagonal
 from pbu_cli.logits import batches, logits
 from pbu_cli.settings import FORGOTTEN, Preprocessing, Schedule, Weights
 from pbu_cli.stopping import MOST_DRIFT, SLOWER
-from pbu_cli.trunk import beyond, features_and_logits, find_cut
+from pbu_cli.trunk import beyond, find_cut, look
 from pbu_cli.unlearning import CHECK_EVERY, ForgetSet, Progress, unlearn
 
 UNIT = Preprocessing((6, 6), (0.5,), (0.25,))
@@ -192,7 +192,7 @@ def test_features_in_place_of_images_give_the_same_weights(trained):
         x = images.inputs(torch.arange(len(images)))
         cut = find_cut(model, names, x[:2]) if cached else None
         if cut is not None:
-            images = replace(images, features=features_and_logits(model, cut, x)[0])
+            images = replace(images, features=look(model, cut, [x])[0])
         with beyond(model, cut):
             for _ in unlearn(
                 model, images, {}, trained=names, head=names[2:],
