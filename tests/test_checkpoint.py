@@ -152,15 +152,16 @@ def test_an_output_that_must_not_be_written_is_refused_before_any_work(tmp_path)
         check(tmp_path / "big.safetensors", size=1 << 60)
 
 
-def test_a_write_that_fails_its_verification_leaves_everything_as_it_was(tmp_path):
+@pytest.mark.parametrize("failure", [PbuError("no"), KeyboardInterrupt("no"), SystemExit("no")])
+def test_a_write_that_is_not_finished_leaves_everything_as_it_was(tmp_path, failure):
     output = tmp_path / "out.safetensors"
     output.write_bytes(b"old")
 
     def refuse(written: dict[str, torch.Tensor]) -> None:
         assert written.keys() == TENSORS.keys()
-        raise PbuError("no")
+        raise failure
 
-    with pytest.raises(PbuError, match="no"):
+    with pytest.raises(type(failure), match="no"):
         checkpoint.write(output, TENSORS, {}, refuse)
     assert output.read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["out.safetensors"]

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -13,18 +14,21 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torchvision.models import squeezenet1_1
 
+from pbu_cli import commands
 from pbu_cli.demo import DemoFiles
 from tests.conftest import Ran
 
 Run = Callable[..., Ran]
 FAST = ["--steps", "20"]
 PAIR = """
+from pbu_cli import commands
 from pbu_cli.demo import ARCHITECTURE
 from pbu_cli.model import build
 def pair():
@@ -419,19 +423,41 @@ def test_a_folder_that_the_network_knows_nothing_of_is_warned_of(pbu, digits, tm
     assert json.loads(done.out)["warnings"][0] in done.err
 
 
-def test_a_disk_without_space_or_permission(pbu: Run, digits: DemoFiles, tmp_path: Path) -> None:
-    readonly = tmp_path / "readonly"
-    readonly.mkdir(mode=0o555)
-    if os.geteuid() != 0:  # root writes everywhere
-        done = pbu("unlearn", digits.checkpoint, "--forget", digits.train / "8", *FAST,
-                   "-o", readonly / "x.safetensors")  # fmt: skip
-        assert done.code == 1
-        assert "permission" in done.err
-    if Path("/dev/full").exists():
-        done = pbu("unlearn", digits.checkpoint, "--forget", digits.train / "8", *FAST,
-                   "-o", "/proc/x.safetensors")  # fmt: skip
-        assert done.code == 1
-        assert len(done.err.strip().splitlines()[-1]) > 20
+@pytest.mark.parametrize("lack", ["space", "permission"])
+def test_a_folder_without_space_or_permission_is_found_before_any_work(
+    pbu, digits, tmp_path, monkeypatch, lack
+):
+    if lack == "space":
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=9000))
+    else:  # not by the folder's mode: root writes everywhere
+        monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
+    monkeypatch.setattr(commands, "unlearn", None)
+    done = pbu("unlearn", digits.checkpoint, "--forget", digits.train / "8", "-q",
+               "-o", tmp_path / "x.safetensors")  # fmt: skip
+    assert done.code == 1
+    assert f"no {lack}" in done.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_fills_up_leaves_the_old_output_as_it_was(
+    digits: DemoFiles, tmp_path: Path
+) -> None:
+    """A limit on the size of files stands for a disk that fills up while the output is written."""
+    output = tmp_path / "x.safetensors"
+    output.write_bytes(b"precious")
+    command = ["unlearn", str(digits.checkpoint), "--forget", str(digits.train / "8"), "-q",
+               "--steps", "1", "--force", "-o", str(output)]  # fmt: skip
+    limit = 10_000_000
+    assert digits.checkpoint.stat().st_size > limit
+    done = subprocess.run(
+        [sys.executable, "-m", "pbu_cli", *command], capture_output=True, text=True, check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert "cannot write" in done.stderr
+    assert output.read_bytes() == b"precious"
+    assert [path.name for path in tmp_path.iterdir()] == [output.name]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
