@@ -44,7 +44,7 @@ class Schedule:
     last_rate: float = 0.05  # ... from where the rate falls linearly to this share of its start
     head_rate: float = 200.0  # learning rate of the head over that of the other layers
     steps_to_goal: int = 10  # calibration: Adam's first steps would reach the goal in so many
-    tau: float = 3e-4  # the probability of the class that forgetting aims for
+    tau: float = 1e-6  # the probability of the class that forgetting aims for
     recognised: float = 0.1  # an image counts as recognised while the class holds more than this
     window: int = 256  # the recent forget images by which a run is judged
     growth: float = 0.1  # alpha grows by this share a step while too many are recognised ...

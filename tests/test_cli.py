@@ -468,8 +468,9 @@ def test_an_interrupted_run_says_so_and_leaves_nothing_behind(
     images = str(digits.train / "8")
     command = ["unlearn", str(digits.checkpoint), "--forget", images, *flags]
     process = subprocess.Popen(
-        [sys.executable, "-m", "pbu_cli", *command], stderr=subprocess.PIPE, text=True
-    )
+        [sys.executable, "-m", "pbu_cli", *command], stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # ignored behind a shell's &
+    )  # fmt: skip
     assert process.stderr is not None
     for line in process.stderr:
         if line.startswith("trains"):
