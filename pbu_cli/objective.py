@@ -102,19 +102,26 @@ def penalty_weights(
 
 
 @torch.no_grad()
-def with_penalty(
+def add_penalty_gradient(
+    out: Sequence[Tensor],
     gradients: Sequence[Tensor],
     theta: Sequence[Tensor],
     theta_star: Sequence[Tensor],
-    weights: Sequence[Tensor],
-) -> list[Tensor]:
-    """gradient_i + 2 w_i (theta_i - theta*_i): the closed form, never through autograd.
+    slopes: Sequence[Tensor],
+) -> None:
+    """out_i = gradient_i + slope_i (theta_i - theta*_i), with slope_i = 2 w_i for the weights of
+    `penalty_weights`: the closed form, never through autograd.
 
-    New tensors, since autograd may hand out one gradient for two parameters.
+    Into memory of the caller's, since to allocate it anew every step costs more than to fill it,
+    and not into the gradients, of which autograd may hand out one for two parameters.
 
-    >>> one, three = torch.tensor(1.0), torch.tensor(3.0)
-    >>> with_penalty([one], [three], [one], [torch.tensor(0.5)])
-    [tensor(3.)]
+    >>> out, one, three = torch.empty(()), torch.tensor(1.0), torch.tensor(3.0)
+    >>> add_penalty_gradient([out], [one], [three], [one], [one])
+    >>> out
+    tensor(3.)
     """
-    moved = torch._foreach_sub(list(theta), list(theta_star))
-    return list(torch._foreach_addcmul(list(gradients), list(moved), list(weights), 2.0))
+    into = list(out)
+    torch._foreach_copy_(into, list(theta))
+    torch._foreach_sub_(into, list(theta_star))
+    torch._foreach_mul_(into, list(slopes))
+    torch._foreach_add_(into, list(gradients))

@@ -79,7 +79,7 @@ def unlearn(
     theta_star = _copy(theta)
     factors = [schedule.head_rate if name in set(head) else 1.0 for name in trained]
     by_name = objective.penalty_weights(fisher, {n: named[n] for n in trained}, weights)
-    penalty = [by_name[name] for name in trained]
+    slopes = [2 * by_name[name] for name in trained]
     bounded = weights.delta > 0
     device = images.labels.device
 
@@ -91,11 +91,14 @@ def unlearn(
             for factor in sorted(set(factors))
         ]
         optimiser = torch.optim.Adam(groups, lr=rate, fused=True)
+        penalised = [torch.zeros_like(parameter) for parameter in theta]
+        for parameter, gradient in zip(theta, penalised, strict=True):
+            parameter.grad = gradient
         window = _Window(schedule, len(images), device)
         alpha = torch.full((), weights.alpha, device=device)
         finite = torch.full((), True, device=device)
         history: list[Seen] = []
-        sound = theta_star
+        sound = _copy(theta)
         rounds = _shuffled(len(images), schedule, device)
         for step, index in enumerate(rounds, start=1):
             answers = model(images.inputs(index))
@@ -106,9 +109,7 @@ def unlearn(
             else:
                 loss = alpha * objective.log_likelihood(answers, images.labels[index])
             gradients = torch.autograd.grad(loss, theta, materialize_grads=True)
-            penalised = objective.with_penalty(gradients, theta, theta_star, penalty)
-            for parameter, gradient in zip(theta, penalised, strict=True):
-                parameter.grad = gradient
+            objective.add_penalty_gradient(penalised, gradients, theta, theta_star, slopes)
             share = rate_share(step, schedule)
             for group in optimiser.param_groups:
                 group["lr"] = rate * group["f"] * share
@@ -134,7 +135,7 @@ def unlearn(
             elif decision.action == "give up":
                 _restore(theta, sound)
             else:
-                sound = _copy(theta)
+                torch._foreach_copy_(sound, [parameter.detach() for parameter in theta])
             yield Progress(history[-1], decision, rate)
             if decision.action in ("give up", "stop"):
                 break

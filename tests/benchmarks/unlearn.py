@@ -1,0 +1,174 @@
+"""`python -m tests.benchmarks.unlearn step|epoch|growth`: what unlearning costs.
+
+step     a step of the loop, all layers training, over a plain step of fused Adam on the
+         cross-entropy of the same images: the two alternate in one run, medians
+epoch    the whole command on MNIST class 8, start-up to written file, in training epochs of
+         the same network (timed on some batches before and after the command)
+growth   seconds and peak memory of the whole command by the number of forget images
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from torchvision.models import get_model
+
+from pbu_cli.settings import Preprocessing, Schedule, Weights
+from pbu_cli.unlearning import CHECK_EVERY, ForgetSet, unlearn
+
+SHARED = Path(__file__).resolve().parents[3] / "shared"
+CHECKPOINT = SHARED / "checkpoints" / "mnist_resnet34_fp16.safetensors"
+EPOCH = 60_000  # images of MNIST
+BATCH = 64
+CLASSES = 10
+
+
+def step(name: str, size: int, batch: int, rounds: int, device: str) -> dict[str, Any]:
+    """A step of the loop over a plain step, each the median of `rounds` checks of the loop."""
+    torch.manual_seed(0)
+    models = [get_model(name, num_classes=CLASSES).eval().to(device) for _ in range(2)]
+    pixels = torch.randint(256, (batch, 3, size, size), dtype=torch.uint8, device=device)
+    labels = torch.zeros(batch, dtype=torch.long, device=device)
+    forgotten = torch.arange(CLASSES, device=device) == 0
+    unit = Preprocessing((size, size), (0.5,) * 3, (0.25,) * 3)
+    images = ForgetSet(pixels, labels, forgotten, unit, torch.zeros(batch, CLASSES, device=device))
+    index = torch.arange(batch, device=device)
+    with torch.no_grad():
+        images = replace(images, answers=models[0](images.inputs(index)))
+    names = [n for n, _ in models[0].named_parameters()]
+    fisher = {n: torch.ones_like(p) for n, p in models[0].named_parameters()}
+    schedule = Schedule(steps=CHECK_EVERY * (rounds + 1), batch_size=batch)
+    run = unlearn(
+        models[0], images, fisher,
+        trained=names, head=names[-2:], weights=Weights(), schedule=schedule,
+    )  # fmt: skip
+    optimiser = torch.optim.Adam(models[1].parameters(), 1e-6, fused=True)
+
+    def plain() -> None:
+        for _ in range(CHECK_EVERY):
+            loss = F.cross_entropy(models[1](images.inputs(index)), labels)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+        loss.item()
+
+    next(run), plain()
+    ours, theirs = [], []
+    for _ in range(rounds):
+        theirs.append(seconds(plain))
+        ours.append(seconds(lambda: next(run)))
+    return {
+        "model": name, "size": size, "batch": batch,
+        "plain_ms": 1e3 * median(theirs) / CHECK_EVERY,
+        "ratio": median(o / p for o, p in zip(ours, theirs, strict=True)),
+    }  # fmt: skip
+
+
+def epoch(folder: Path, batches: int) -> dict[str, Any]:
+    """`pbu unlearn` on class 8, all its images, over a training epoch of ResNet-34 on MNIST."""
+    torch.manual_seed(0)
+    model = get_model("resnet34", num_classes=CLASSES)
+    model.conv1 = torch.nn.Conv2d(1, 64, 7, 2, 3, bias=False)
+    optimiser = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
+    x, y = torch.randn(BATCH, 1, 28, 28), torch.randint(CLASSES, (BATCH,))
+
+    def train() -> None:
+        optimiser.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimiser.step()
+
+    train()
+    before = [seconds(train) for _ in range(batches)]
+    command, _ = process(folder / "8", folder.parent / "out.safetensors")
+    after = [seconds(train) for _ in range(batches)]
+    whole = median(before + after) * EPOCH / BATCH
+    return {"command_s": command, "epoch_s": whole, "percent": 100 * command / whole}
+
+
+def growth(folder: Path, count: int) -> dict[str, Any]:
+    """The command on `count` images: links to those of class 8, as often as it takes."""
+    images = sorted((folder / "8").iterdir())
+    links = folder.parent / f"links{count}"
+    links.mkdir()
+    for number in range(count):
+        (links / f"{number}.png").symlink_to(images[number % len(images)])
+    took, peak = process(links, folder.parent / f"out{count}.safetensors", "--label", "8")
+    return {"images": count, "s": took, "peak_mib": peak}
+
+
+def process(forget: Path, output: Path, *flags: str) -> tuple[float, float]:
+    """Seconds and peak memory, MiB, of one `pbu unlearn` as a process of its own."""
+    command = [sys.executable, "-m", "pbu_cli", "unlearn", str(CHECKPOINT), "--forget", str(forget),
+               "-o", str(output), "--quiet", *flags]  # fmt: skip
+    start = time.perf_counter()
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(child.pid, 0)
+    if status:
+        raise SystemExit(f"{' '.join(command)}: exit code {os.waitstatus_to_exitcode(status)}")
+    return time.perf_counter() - start, usage.ru_maxrss / 1024
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def unpacked(place: Path) -> Path:
+    with tarfile.open(SHARED / "data" / "mnist.tar.xz") as archive:
+        archive.extractall(place, filter="data")
+    return place / "train"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=("step", "epoch", "growth"))
+    parser.add_argument("--models", default="resnet34:32:64,resnet34:224:8",
+                        help="name:size:batch, for step")  # fmt: skip
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--images", default="100,1000,10000,50000", help="for growth")
+    parser.add_argument("--device", default="cpu", help="for step")
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        if given.what == "step":
+            cases = [case.split(":") for case in given.models.split(",")]
+            rows = [step(n, int(s), int(b), given.rounds, given.device) for n, s, b in cases]
+        elif given.what == "epoch":
+            folder = unpacked(Path(scratch))
+            rows = [epoch(folder, 30) for _ in range(given.rounds)]
+        else:
+            folder = unpacked(Path(scratch))
+            rows = [growth(folder, int(count)) for count in given.images.split(",")]
+    where = f"{platform.machine()}, {torch.get_num_threads()} threads, {datetime.date.today()}"
+    if given.json:
+        print(json.dumps({"where": where, "rows": rows}, indent=2))
+        return
+    table = Table(*rows[0], title=f"{given.what}: {where}")
+    for row in rows:
+        table.add_row(*(f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values()))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
