@@ -77,7 +77,7 @@ def fisher_diagonal(
             f"the Fisher information of {len(broken)} parameters is not finite, {broken[0]!r} the "
             "first of them; look for NaN and huge values in the weights and in the images"
         )
-    return totals
+    return {name: total.contiguous() for name, total in totals.items()}
 
 
 def plan(model: nn.Module, x: Tensor, parameters: Collection[str] | None = None) -> dict[str, str]:

@@ -1,17 +1,21 @@
-"""The gradient of every image by itself, one pure rule per layer type.
+"""The gradient of every image by itself, and the sum of their squares, one rule per layer type.
 
 A layer computes z = f(a; p). Of the loss L = sum_n L_n over images n, backward hands over
 g = dL/dz, and g[n] = dL_n/dz[n], for in eval mode no image touches another one. From a and g
 a rule gives, without a second backward pass,
 
-    shift, scale, linear, conv:     dL_n/dp for every n    [n, *p.shape]
-    linear_squared, conv_squared:   sum_n (dL_n/dp)^2      [*p.shape]
+    shift, scale, linear, conv:    dL_n/dp for every n    [n, *p.shape]
+    add_...(total, ...):           total += sum_n (dL_n/dp)^2, the images' gradients never kept
 
 Sums over the images, never means. Images come first: a[n] and g[n] are the tensors the layer
 sees when image n is alone in its batch, so a convolution has a [n, k, c, *space], k = 1 unless
 the model folds windows or crops into its batch. Every layer of `layers.py` comes down to these.
 
-Letters: n image, k map of an image, t position, i and o features in and out, c channel.
+There are several kernels for a linear layer and for a convolution, in `LINEAR` and `CONV`. They
+give the same but for rounding; `linear_kernel` and `conv_kernel` choose the fastest by shape.
+
+Letters: n image, k map of an image, t position, q tap of a kernel, i and o features in and out,
+c channel.
 
 Sources: Goodfellow, "Efficient per-example gradient computations", arXiv 1510.01799 (linear,
 one position); Rochette, Manoel, Tramel, "Efficient per-example gradient computations in
@@ -20,17 +24,27 @@ convolutional neural networks", arXiv 1912.06015 (batch folded into groups).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import product as each_of
 from math import prod
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Numbers held at once for the gradients of single images: a chunk that stays in the cache.
-_CHUNK = 1 << 19
-# Up to so many positions unfolding the input costs less than a convolution with n groups.
-_FEW_POSITIONS = 64
+Kernel = Callable[..., None]
+
+# Numbers held at once beside the layer's own: a chunk that stays in the cache; on a GPU, one that
+# keeps it busy.
+_HELD = {"cpu": 1 << 18}
+_HELD_ELSEWHERE = 1 << 26
+# What forming and squaring an image's gradient costs, as so many products for each of its numbers.
+_PASS = 16
+# From so many positions on a convolution's own weight gradient costs less than to unfold the input.
+_MANY_POSITIONS = 512
+
+
+# The gradient of every image
 
 
 def shift(g: Tensor, shape: Sequence[int]) -> Tensor:
@@ -63,20 +77,6 @@ def linear(a: Tensor, g: Tensor) -> Tensor:
     tensor([[[31., 42.]]])
     """
     return g.transpose(1, 2) @ a
-
-
-def linear_squared(a: Tensor, g: Tensor) -> Tensor:
-    """sum_n (sum_t g[n, t] a[n, t]^T)^2. a [n, t, i], g [n, t, o] -> [o, i].
-
-    With one position the square goes inside, (g^2)^T (a^2), and no image's gradient is formed.
-
-    >>> a, g = torch.tensor([[[1.0, 2.0]], [[3.0, 4.0]]]), torch.tensor([[[1.0]], [[10.0]]])
-    >>> linear_squared(a, g)  # 1^2 + 30^2, 2^2 + 40^2
-    tensor([[ 901., 1604.]])
-    """
-    if a.shape[1] == 1:
-        return torch.einsum("no,ni->oi", g[:, 0].square(), a[:, 0].square())
-    return _squared(linear, a, g, a.shape[2] * g.shape[2])
 
 
 def conv(
@@ -112,38 +112,298 @@ def conv(
         output_mask=[False, True, False],
     )[1]
     assert isinstance(blocks, Tensor)
-    return blocks.view(n, k, *size).sum(1)
+    return blocks.view(n, k, *size).sum(1) if k > 1 else blocks.view(n, *size)
 
 
-def conv_squared(
-    a: Tensor,
-    g: Tensor,
-    size: Sequence[int],
+def batch_norm(a: Tensor, g: Tensor, mean: Tensor, variance: Tensor, eps: float) -> Tensor:
+    """z = p (a - mean) / sqrt(variance + eps): dL_n/dp, a and g [n, k, c, *space] -> [n, c].
+
+    >>> a, g = torch.tensor([3.0, 5.0]).view(1, 1, 1, 2), torch.tensor([1.0, 2.0]).view(1, 1, 1, 2)
+    >>> batch_norm(a, g, torch.tensor([1.0]), torch.tensor([4.0]), 0.0)  # 1 (2/2) + 2 (4/2)
+    tensor([[5.]])
+    """
+    n, k, c = a.shape[:3]
+    if a[0, 0, 0].numel() < 16:  # too few for a loop of their own
+        column = (-1, *(1 for _ in a.shape[3:]))
+        normed = (a - mean.view(column)) * (variance + eps).rsqrt().view(column)
+        return (normed * g).flatten(3).sum((1, 3)) if a.ndim > 3 else (normed * g).sum(1)
+    # As in `conv`: one image of n k c channels, whose ordinary gradient reads a and g once.
+    sums = torch.ops.aten.native_batch_norm_backward(
+        g.reshape(1, n * k * c, -1),
+        a.reshape(1, n * k * c, -1),
+        None,
+        mean.repeat(n * k),
+        variance.repeat(n * k),
+        None,
+        None,
+        False,
+        eps,
+        [False, True, False],
+    )[1]
+    assert isinstance(sums, Tensor)
+    return sums.view(n, k, c).sum(1)
+
+
+# Sums of squares
+
+
+def held(t: Tensor) -> int:
+    """How many numbers to hold at once beside t."""
+    return _HELD.get(t.device.type, _HELD_ELSEWHERE)
+
+
+def chunks(a: Tensor, g: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """a and g by as many images at a time as may be held, `size` numbers for each.
+
+    >>> a = torch.zeros(5, 1)
+    >>> [len(part) for part, _ in chunks(a, a, held(a) // 2)]
+    [2, 2, 1]
+    """
+    rows = max(1, held(a) // max(1, size))
+    return zip(a.split(rows), g.split(rows), strict=True)
+
+
+def add_squares(total: Tensor, each: Tensor) -> None:
+    """total += sum_n each[n]^2; each [n, *total.shape].
+
+    >>> total = torch.ones(2)
+    >>> add_squares(total, torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    >>> total
+    tensor([11., 21.])
+    """
+    if len(each) < 8:  # one pass over each, without another tensor
+        for gradient in each:
+            total.addcmul_(gradient, gradient)
+    else:
+        total += each.square().sum(0)
+
+
+def _matmul(x: Tensor, y: Tensor) -> Tensor:
+    """x y^T for x [o, t], y [i, t] -> [o, i].
+
+    By oneDNN where torch has it: on CPUs by AMD twice as fast as the matrix product of MKL, on
+    others the same.
+    """
+    mkldnn = torch.backends.mkldnn
+    if x.device.type == "cpu" and x.dtype == torch.float32 and mkldnn.is_available() and x.numel():
+        found = torch.ops.mkldnn._linear_pointwise(x, y, None, "none", [], "")
+        assert isinstance(found, Tensor)
+        return found
+    return x @ y.T
+
+
+def _add_pairs(total: Tensor, a: Tensor, g: Tensor) -> None:
+    """One matrix product for all images, none of whose gradients is formed:
+
+    total[o, i] += sum_n sum_{t <= s} (2 if t < s else 1) (g[n,t,o] g[n,s,o]) (a[n,t,i] a[n,s,i])
+
+    a [n, t, i], g [n, t, o]. With one position it is (g^2)^T (a^2).
+
+    >>> a, g = torch.tensor([[[1.0, 2.0]], [[3.0, 4.0]]]), torch.tensor([[[1.0]], [[10.0]]])
+    >>> total = torch.zeros(1, 2)
+    >>> _add_pairs(total, a, g)
+    >>> total  # 1^2 + 30^2, 2^2 + 40^2
+    tensor([[ 901., 1604.]])
+    """
+    t, s = torch.triu_indices(a.shape[1], a.shape[1], device=a.device)
+    twice = torch.where(t < s, 2.0, 1.0).to(a)[:, None]
+    for some_a, some_g in chunks(a, g, len(t) * (a.shape[2] + g.shape[2]) // 16):
+        x, y = some_g.permute(2, 1, 0).contiguous(), some_a.transpose(0, 1)  # [o, t, n], [t, n, i]
+        if len(t) == 1:
+            x, y = x.square(), y.square()
+        else:
+            x, y = (x[:, t] * twice).mul_(x[:, s]), y[t] * y[s]
+        # Of a sum that is zero, rounding may leave less than zero.
+        total += _matmul(x.flatten(1), y.flatten(0, 1).T).clamp_(min=0)
+
+
+def _add_products(total: Tensor, a: Tensor, g: Tensor) -> None:
+    """Each image's gradient by a matrix product, a part that stays in the cache at a time.
+
+    total[o, i] += sum_n (sum_t g[n, t, o] a[n, t, i])^2. a [n, t, i], g [n, t, o].
+    """
+    if total.numel() <= held(a) // 8:
+        for some_a, some_g in chunks(a, g, total.numel()):
+            add_squares(total, linear(some_a, some_g))
+        return
+    rows = max(1, held(a) // total.shape[1])
+    for n in range(len(a)):
+        x, y = g[n].T.contiguous(), a[n].T
+        for start in range(0, len(x), rows):
+            part = _matmul(x[start : start + rows], y)
+            total[start : start + rows].addcmul_(part, part)
+
+
+LINEAR: Mapping[str, Kernel] = {"pairs": _add_pairs, "products": _add_products}
+
+
+def linear_kernel(positions: int) -> str:
+    """The name in `LINEAR` of the kernel that is fastest: the one with the fewer products.
+
+    >>> linear_kernel(1), linear_kernel(197)
+    ('pairs', 'products')
+    """
+    return "pairs" if _pairs(positions) <= positions + _PASS else "products"
+
+
+def _pairs(positions: int) -> int:
+    return positions * (positions + 1) // 2
+
+
+def add_linear(total: Tensor, a: Tensor, g: Tensor) -> None:
+    """total += sum_n (sum_t g[n, t] a[n, t]^T)^2. a [n, t, i], g [n, t, o], total [o, i].
+
+    >>> a, g = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]), torch.tensor([[[1.0], [10.0]]])
+    >>> total = torch.ones(1, 2)
+    >>> add_linear(total, a, g)
+    >>> total  # 1 + 31^2, 1 + 42^2
+    tensor([[ 962., 1765.]])
+    """
+    LINEAR[linear_kernel(a.shape[1])](total, a, g)
+
+
+def taps(
+    space: Sequence[int],
+    positions: Sequence[int],
+    kernel: Sequence[int],
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
-) -> Tensor:
-    """sum_n (weight gradient of image n)^2; shapes as in `conv`. Returns `size`.
+) -> list[tuple[tuple[int, ...], tuple[slice, ...], tuple[slice, ...]]]:
+    """The taps of a convolution's kernel that meet the input: where, at which outputs and inputs.
+
+    A tap over nothing but padding has no gradient: of 3x3 on a map of one pixel, all but one.
+
+    >>> taps([2], [2], [3], [1], [1], [1])[0]  # the left tap: the output's second, input's first
+    ((0,), (slice(1, 2, None),), (slice(0, 1, 1),))
+    """
+    found = []
+    for q in each_of(*map(range, kernel)):
+        out, into = [], []
+        for j, tap in enumerate(q):
+            reach = padding[j] - tap * dilation[j]  # input = output * stride - reach
+            low = max(0, -(-reach // stride[j]))
+            high = min(positions[j], (space[j] - 1 + reach) // stride[j] + 1)
+            first, count = low * stride[j] - reach, max(0, high - low)
+            out.append(slice(low, low + count))
+            into.append(slice(first, first + max(0, (count - 1) * stride[j] + 1), stride[j]))
+        if all(part.stop > part.start for part in out):
+            found.append((q, tuple(out), tuple(into)))
+    return found
+
+
+def _add_conv_pairs(total: Tensor, a: Tensor, g: Tensor, *options: Sequence[int]) -> None:
+    """`_add_pairs` for each tap, over the positions at which it meets the input."""
+    for q, out, into in taps(a.shape[3:], g.shape[3:], total.shape[1:-1], *options):
+        _add_pairs(total[:, *q], _rows(a[:, :, :, *into]), _rows(g[:, :, :, *out]))
+
+
+def _rows(t: Tensor) -> Tensor:
+    """[n, k, c, *space] -> [n, positions, c]."""
+    return t.movedim(2, -1).flatten(1, -2)
+
+
+def _add_depthwise(total: Tensor, a: Tensor, g: Tensor, *options: Sequence[int]) -> None:
+    """One output for each channel: for each tap a sum of products, total [c, *kernel, 1]."""
+    for some_a, some_g in chunks(a, g, g[0].numel() // 2):
+        last_a, last_g = some_a.movedim(2, -1).contiguous(), some_g.movedim(2, -1).contiguous()
+        for q, out, into in taps(a.shape[3:], g.shape[3:], total.shape[1:-1], *options):
+            products = last_g[:, :, *out] * last_a[:, :, *into]
+            add_squares(total[:, *q, 0], products.flatten(1, -2).sum(1))
+
+
+def _add_unfolded(
+    total: Tensor,
+    a: Tensor,
+    g: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> None:
+    """`_add_products` of what the kernel sees at every position: total [o, taps c]."""
+    kernel, positions = total.shape[1:-1], g.shape[3:]
+    rows, pad = total.flatten(1), [0, 0, *(p for p in reversed(padding) for _ in range(2))]
+    for some_a, some_g in chunks(a, g, prod(positions) * a.shape[1] * rows.shape[1]):
+        seen = some_a.movedim(2, -1)  # [n, k, *space, c], so that taps in a row lie in a row
+        seen = F.pad(seen, pad) if any(padding) else seen
+        at, step = seen.stride()[2:-1], seen.stride()[-1]
+        windows = seen.as_strided(
+            (*seen.shape[:2], *positions, *kernel, seen.shape[-1]),
+            (
+                *seen.stride()[:2],
+                *(d * s for d, s in zip(at, stride, strict=True)),
+                *(d * s for d, s in zip(at, dilation, strict=True)),
+                step,
+            ),
+            seen.storage_offset(),
+        )
+        _add_products(rows, windows.reshape(len(seen), -1, rows.shape[1]), _rows(some_g))
+
+
+def _add_folded(total: Tensor, a: Tensor, g: Tensor, *options: Sequence[int]) -> None:
+    """`conv` of some images at a time."""
+    size = torch.Size([total.shape[0], total.shape[-1], *total.shape[1:-1]])
+    own = total.new_zeros(size)  # in the order of `conv`, which squares would only stride through
+    for some_a, some_g in chunks(a, g, a.shape[1] * size.numel() // 2):
+        add_squares(own, conv(some_a, some_g, size, *options))
+    total += own.movedim(1, -1)
+
+
+CONV: Mapping[str, Kernel] = {
+    "pairs": _add_conv_pairs,
+    "depthwise": _add_depthwise,
+    "unfolded": _add_unfolded,
+    "folded": _add_folded,
+}
+
+
+def conv_kernel(
+    size: Sequence[int],
+    maps: int,
+    space: Sequence[int],
+    positions: Sequence[int],
+    groups: int,
+    *options: Sequence[int],
+) -> str:
+    """The name in `CONV` of the kernel that is fastest.
+
+    >>> for width in (2, 16, 32):
+    ...     conv_kernel((8, 8, 3, 3), 1, [width] * 2, [width] * 2, 1, [1, 1], [1, 1], [1, 1])
+    'pairs'
+    'unfolded'
+    'folded'
+    """
+    if groups > 1:
+        return "depthwise" if groups == size[0] and size[1] == 1 else "folded"
+    met = [
+        _pairs(maps * prod(part.stop - part.start for part in out))
+        for _, out, _ in taps(space, positions, size[2:], *options)
+    ]
+    count = maps * prod(positions)
+    if sum(met) <= prod(size[2:]) * (count + _PASS):
+        return "pairs"
+    return "unfolded" if count < _MANY_POSITIONS else "folded"
+
+
+def add_conv(
+    total: Tensor,
+    a: Tensor,
+    g: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> None:
+    """total += sum_n (weight gradient of image n)^2; a and g as in `conv`.
+
+    total [o, *kernel, c / groups]: contiguous, the channels last.
 
     >>> a, g = torch.tensor([1.0, 2.0, 4.0, 0.0]), torch.tensor([1.0, 10.0])
-    >>> conv_squared(a.view(2, 1, 1, 2), g.view(2, 1, 1, 1), (1, 1, 2), [1], [0], [1])
-    tensor([[[1601.,    4.]]])
+    >>> total = torch.zeros(1, 2, 1)
+    >>> add_conv(total, a.view(2, 1, 1, 2), g.view(2, 1, 1, 1), [1], [0], [1])
+    >>> total.flatten()  # 1^2 + 40^2, 2^2 + 0
+    tensor([1601.,    4.])
     """
-    n, k, c = a.shape[:3]
-    few = k * prod(g.shape[3:]) <= _FEW_POSITIONS or prod(size[2:]) == 1
-    if len(size) == 4 and c == size[1] and few:
-        taps = F.unfold(
-            a.flatten(0, 1), tuple(size[2:]), tuple(dilation), tuple(padding), tuple(stride)
-        )  # [n k, c taps, t]
-        rows = taps.view(n, k, *taps.shape[1:]).transpose(2, 3).flatten(1, 2)
-        return linear_squared(rows, g.flatten(3).transpose(2, 3).flatten(1, 2)).view(*size)
-    return _squared(lambda a, g: conv(a, g, size, stride, padding, dilation), a, g, k * prod(size))
-
-
-def _squared(each: Callable[[Tensor, Tensor], Tensor], a: Tensor, g: Tensor, size: int) -> Tensor:
-    """sum_n each(a, g)[n]^2, at most `_CHUNK` numbers at once; an image's gradient has `size`."""
-    rows = max(1, _CHUNK // size)
-    total = each(a[:rows], g[:rows]).square_().sum(0)
-    for start in range(rows, len(a), rows):
-        total += each(a[start : start + rows], g[start : start + rows]).square_().sum(0)
-    return total
+    size = [total.shape[0], total.shape[-1], *total.shape[1:-1]]
+    groups, options = a.shape[2] // total.shape[-1], (stride, padding, dilation)
+    name = conv_kernel(size, a.shape[1], a.shape[3:], g.shape[3:], groups, *options)
+    CONV[name](total, a, g, *options)

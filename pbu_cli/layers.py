@@ -17,10 +17,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pbu_cli.layer_rules import conv, conv_squared, linear, linear_squared, scale, shift
+from pbu_cli.layer_rules import (
+    add_conv,
+    add_linear,
+    add_squares,
+    batch_norm,
+    chunks,
+    conv,
+    linear,
+    scale,
+    shift,
+)
 
 Call = Mapping[str, Any]  # the arguments of one call of a layer, by name
-Form = Callable[[Call, Tensor, Tensor, Sequence[int]], Tensor]  # (call, a, g, p.shape)
+Each = Callable[[Call, Tensor, Tensor, Sequence[int]], Tensor]  # (call, a, g, p.shape)
+Add = Callable[[Tensor, Call, Tensor, Tensor], None]  # (total, call, a, g)
 
 
 @dataclass(frozen=True)
@@ -28,14 +39,16 @@ class Rule:
     """How the gradients of one parameter of a layer follow from what the layer saw."""
 
     reads: str | None  # the argument that is `a`; None: g alone is enough, and stands in for it
-    each: Form  # dL_n/dp for every n: [n, *p.shape]
-    fast: Form | None = None  # sum_n (dL_n/dp)^2 without forming `each`: [*p.shape]
+    each: Each  # dL_n/dp for every n: [n, *p.shape]
+    fast: Add | None = None  # total += sum_n (dL_n/dp)^2 without `each` of all images
 
-    def squared(self, call: Call, a: Tensor, g: Tensor, shape: Sequence[int]) -> Tensor:
-        """sum_n (dL_n/dp)^2. Returns `shape`."""
+    def add_squared(self, total: Tensor, call: Call, a: Tensor, g: Tensor) -> None:
+        """total += sum_n (dL_n/dp)^2. total [*p.shape]."""
         if self.fast is not None:
-            return self.fast(call, a, g, shape)
-        return self.each(call, a, g, shape).square().sum(0)
+            self.fast(total, call, a, g)
+            return
+        for some_a, some_g in chunks(a, g, max(a[0].numel() // 2, total.numel())):
+            add_squares(total, self.each(call, some_a, some_g, total.shape))
 
 
 @dataclass(frozen=True)
@@ -71,8 +84,8 @@ def _linear(call: Call, a: Tensor, g: Tensor, shape: Sequence[int]) -> Tensor:
     return linear(a.flatten(1, -2), g.flatten(1, -2))
 
 
-def _linear_squared(call: Call, a: Tensor, g: Tensor, shape: Sequence[int]) -> Tensor:
-    return linear_squared(a.flatten(1, -2), g.flatten(1, -2))
+def _add_linear(total: Tensor, call: Call, a: Tensor, g: Tensor) -> None:
+    add_linear(total, a.flatten(1, -2), g.flatten(1, -2))
 
 
 def _conv(call: Call, a: Tensor, g: Tensor, shape: Sequence[int]) -> Tensor:
@@ -80,9 +93,13 @@ def _conv(call: Call, a: Tensor, g: Tensor, shape: Sequence[int]) -> Tensor:
     return conv(a, g, shape, *options)
 
 
-def _conv_squared(call: Call, a: Tensor, g: Tensor, shape: Sequence[int]) -> Tensor:
-    a, *options = _conv_options(call, a, shape)
-    return conv_squared(a, g, shape, *options)
+def _add_conv(total: Tensor, call: Call, a: Tensor, g: Tensor) -> None:
+    a, *options = _conv_options(call, a, total.shape)
+    last = total.movedim(1, -1)
+    into = last if last.is_contiguous() else torch.zeros_like(last).contiguous()
+    add_conv(into, a, g, *options)
+    if into is not last:
+        last += into
 
 
 def _conv_options(
@@ -114,10 +131,8 @@ def _channel_shift(call: Call, a: Tensor, g: Tensor, shape: Sequence[int]) -> Te
 
 
 def _batch_norm(call: Call, a: Tensor, g: Tensor, shape: Sequence[int]) -> Tensor:
-    column = (-1, *(1 for _ in a.shape[3:]))
-    mean, variance = call["running_mean"].view(column), call["running_var"].view(column)
-    normed = (a - mean) * (variance + call["eps"]).rsqrt()
-    return _channel_shift(call, a, normed * g, shape)
+    mean, variance = call["running_mean"].to(a), call["running_var"].to(a)
+    return batch_norm(a, g, mean, variance, call["eps"])
 
 
 def _group_norm(call: Call, a: Tensor, g: Tensor, shape: Sequence[int]) -> Tensor:
@@ -132,14 +147,14 @@ def _layer_norm(call: Call, a: Tensor, g: Tensor, shape: Sequence[int]) -> Tenso
 _LINEAR = Layer(
     "linear",
     ("input", "weight", "bias"),
-    {"weight": Rule("input", _linear, _linear_squared), "bias": Rule(None, _shift)},
+    {"weight": Rule("input", _linear, _add_linear), "bias": Rule(None, _shift)},
     image_dims=lambda call, dims: dims - 1,
     applies=lambda call: call["weight"].ndim == 2,
 )
 _CONV = Layer(
     "conv",
     ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
-    {"weight": Rule("input", _conv, _conv_squared), "bias": Rule(None, _channel_shift)},
+    {"weight": Rule("input", _conv, _add_conv), "bias": Rule(None, _channel_shift)},
     image_dims=lambda call, dims: 1,
 )
 _BATCH_NORM = Layer(

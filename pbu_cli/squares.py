@@ -70,7 +70,7 @@ def add_at_once(
         for slot, operand in operands.items():
             rule, name = site.layer.rules[slot], names.get(id(operand), "")
             if name and name not in others:
-                totals[name] += rule.squared(call, a, g, operand.shape)
+                rule.add_squared(totals[name], call, a, g)
             elif operand.requires_grad:
                 owed.append((operand, rule.each(call, a, g, operand.shape).to(operand.dtype)))
 
@@ -138,7 +138,12 @@ def require(wanted: Parameters, asking: Collection[str]) -> None:
 
 
 def zeros(parameters: Parameters) -> Totals:
-    return {name: _wide(torch.zeros_like(p.detach())) for name, p in parameters.items()}
+    """Zeros to add to, of convolutions with the channels last, as `layer_rules.py` wants them."""
+    totals = {}
+    for name, p in parameters.items():
+        order = torch.channels_last if p.ndim == 4 else torch.contiguous_format
+        totals[name] = _wide(torch.zeros_like(p.detach(), memory_format=order))
+    return totals
 
 
 def _wide(t: Tensor) -> Tensor:
