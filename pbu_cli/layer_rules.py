@@ -39,9 +39,12 @@ Kernel = Callable[..., None]
 _HELD = {"cpu": 1 << 18}
 _HELD_ELSEWHERE = 1 << 26
 # What forming and squaring an image's gradient costs, as so many products for each of its numbers.
-_PASS = 16
+_PASS = 8
 # From so many positions on a convolution's own weight gradient costs less than to unfold the input.
 _MANY_POSITIONS = 512
+
+
+_ALL = slice(None)
 
 
 # The gradient of every image
@@ -205,16 +208,22 @@ def _add_pairs(total: Tensor, a: Tensor, g: Tensor) -> None:
     >>> total  # 1^2 + 30^2, 2^2 + 40^2
     tensor([[ 901., 1604.]])
     """
-    t, s = torch.triu_indices(a.shape[1], a.shape[1], device=a.device)
-    twice = torch.where(t < s, 2.0, 1.0).to(a)[:, None]
-    for some_a, some_g in chunks(a, g, len(t) * (a.shape[2] + g.shape[2]) // 16):
-        x, y = some_g.permute(2, 1, 0).contiguous(), some_a.transpose(0, 1)  # [o, t, n], [t, n, i]
-        if len(t) == 1:
-            x, y = x.square(), y.square()
-        else:
-            x, y = (x[:, t] * twice).mul_(x[:, s]), y[t] * y[s]
-        # Of a sum that is zero, rounding may leave less than zero.
-        total += _matmul(x.flatten(1), y.flatten(0, 1).T).clamp_(min=0)
+    for some_a, some_g in chunks(a, g, _pairs(a.shape[1]) * (a.shape[2] + g.shape[2]) // 16):
+        _add_pairs_of(total, some_a.transpose(0, 1), some_g.permute(2, 1, 0).contiguous())
+
+
+def _add_pairs_of(total: Tensor, y: Tensor, x: Tensor) -> None:
+    """`_add_pairs` for y [t, n, i], x [o, t, n]."""
+    pairs = _pairs(len(y))
+    of_x, of_y = x.new_empty(len(x), pairs, x.shape[2]), y.new_empty(pairs, *y.shape[1:])
+    twice, start = 2 * x if pairs > 1 else x, 0
+    for gap in range(len(y)):
+        left, right, part = slice(len(y) - gap), slice(gap, None), slice(start, start + len(y) - gap)
+        torch.mul(x[:, left], (twice if gap else x)[:, right], out=of_x[:, part])
+        torch.mul(y[left], y[right], out=of_y[part])
+        start = part.stop
+    # Of a sum that is zero, rounding may leave less than zero.
+    total += _matmul(of_x.flatten(1), of_y.flatten(0, 1).T).clamp_(min=0)
 
 
 def _add_products(total: Tensor, a: Tensor, g: Tensor) -> None:
@@ -226,12 +235,12 @@ def _add_products(total: Tensor, a: Tensor, g: Tensor) -> None:
         for some_a, some_g in chunks(a, g, total.numel()):
             add_squares(total, linear(some_a, some_g))
         return
-    rows = max(1, held(a) // total.shape[1])
-    for n in range(len(a)):
-        x, y = g[n].T.contiguous(), a[n].T
-        for start in range(0, len(x), rows):
-            part = _matmul(x[start : start + rows], y)
-            total[start : start + rows].addcmul_(part, part)
+    x, y = g.transpose(1, 2).contiguous(), a.transpose(1, 2)
+    rows = max(1, 4 * held(a) // total.shape[1])
+    for part, of_part in zip(total.split(rows), x.split(rows, dim=1), strict=True):
+        for x_n, y_n in zip(of_part, y, strict=True):
+            gradient = _matmul(x_n, y_n)
+            part.addcmul_(gradient, gradient)
 
 
 LINEAR: Mapping[str, Kernel] = {"pairs": _add_pairs, "products": _add_products}
@@ -294,8 +303,11 @@ def taps(
 
 def _add_conv_pairs(total: Tensor, a: Tensor, g: Tensor, *options: Sequence[int]) -> None:
     """`_add_pairs` for each tap, over the positions at which it meets the input."""
+    y = a.movedim((0, 2), (-2, -1)).contiguous()  # [k, *space, n, c]
+    x = g.movedim((2, 0), (0, -1)).contiguous()  # [o, k, *positions, n]
     for q, out, into in taps(a.shape[3:], g.shape[3:], total.shape[1:-1], *options):
-        _add_pairs(total[:, *q], _rows(a[:, :, :, *into]), _rows(g[:, :, :, *out]))
+        seen, sent = y[(_ALL, *into)].flatten(0, -3), x[(_ALL, _ALL, *out)].flatten(1, -2)
+        _add_pairs_of(total[(_ALL, *q)], seen, sent)
 
 
 def _rows(t: Tensor) -> Tensor:
@@ -308,8 +320,8 @@ def _add_depthwise(total: Tensor, a: Tensor, g: Tensor, *options: Sequence[int])
     for some_a, some_g in chunks(a, g, g[0].numel() // 2):
         last_a, last_g = some_a.movedim(2, -1).contiguous(), some_g.movedim(2, -1).contiguous()
         for q, out, into in taps(a.shape[3:], g.shape[3:], total.shape[1:-1], *options):
-            products = last_g[:, :, *out] * last_a[:, :, *into]
-            add_squares(total[:, *q, 0], products.flatten(1, -2).sum(1))
+            products = last_g[(_ALL, _ALL, *out)] * last_a[(_ALL, _ALL, *into)]
+            add_squares(total[(_ALL, *q, 0)], products.flatten(1, -2).sum(1))
 
 
 def _add_unfolded(
@@ -323,7 +335,7 @@ def _add_unfolded(
     """`_add_products` of what the kernel sees at every position: total [o, taps c]."""
     kernel, positions = total.shape[1:-1], g.shape[3:]
     rows, pad = total.flatten(1), [0, 0, *(p for p in reversed(padding) for _ in range(2))]
-    for some_a, some_g in chunks(a, g, prod(positions) * a.shape[1] * rows.shape[1]):
+    for some_a, some_g in chunks(a, g, prod(positions) * a.shape[1] * rows.shape[1] // 4):
         seen = some_a.movedim(2, -1)  # [n, k, *space, c], so that taps in a row lie in a row
         seen = F.pad(seen, pad) if any(padding) else seen
         at, step = seen.stride()[2:-1], seen.stride()[-1]
