@@ -8,7 +8,7 @@ as `plan.py` found; `add_alone` is plain autograd on one image at a time, for wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -83,8 +83,8 @@ def add_at_once(
         raise_changed()
     if not logits.requires_grad:
         return
-    for v in columns(logits.detach(), given):
-        torch.autograd.grad(logits, anchor, v.to(logits), retain_graph=True, allow_unused=True)
+    for v, more in _ahead(columns(logits.detach(), given)):
+        torch.autograd.grad(logits, anchor, v.to(logits), retain_graph=more, allow_unused=True)
         _pull_back(owed, pulled, totals)
         owed.clear()
 
@@ -118,11 +118,25 @@ def add_alone(
         logits = checked_logits(model(x[n : n + 1]), 1)
         if not logits.requires_grad:
             continue
-        for v in columns(logits.detach(), given[n : n + 1]):
+        for v, more in _ahead(columns(logits.detach(), given[n : n + 1])):
             found = torch.autograd.grad(
-                logits, list(alone.values()), v.to(logits), retain_graph=True, allow_unused=True
+                logits, list(alone.values()), v.to(logits), retain_graph=more, allow_unused=True
             )
             _add_square(totals, alone, found)
+
+
+def _ahead(columns: Iterable[Tensor]) -> Iterator[tuple[Tensor, bool]]:
+    """Each column, and whether there are more: the last backward pass frees what it has used.
+
+    >>> [more for _, more in _ahead(torch.zeros(3, 1))]
+    [True, True, False]
+    """
+    rest = iter(columns)
+    v = next(rest, None)
+    while v is not None:
+        following = next(rest, None)
+        yield v, following is not None
+        v = following
 
 
 def _add_square(totals: Totals, parameters: Parameters, found: Iterable[Tensor | None]) -> None:
