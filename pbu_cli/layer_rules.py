@@ -25,14 +25,23 @@ convolutional neural networks", arXiv 1912.06015 (batch folded into groups).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from itertools import product as each_of
 from math import prod
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Kernel = Callable[..., None]
+
+class Options(NamedTuple):
+    """Of a convolution, one number for each dimension of its kernel."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+
 
 # Numbers held at once beside the layer's own: a chunk that stays in the cache; on a GPU, one that
 # keeps it busy.
@@ -40,6 +49,8 @@ _HELD = {"cpu": 1 << 18}
 _HELD_ELSEWHERE = 1 << 26
 # What forming and squaring an image's gradient costs, as so many products for each of its numbers.
 _PASS = 8
+# Up to so many positions a product with ones is the fastest sum.
+_MANY_TO_SUM = 32
 # From so many positions on a convolution's own weight gradient costs less than to unfold the input.
 _MANY_POSITIONS = 512
 
@@ -86,18 +97,16 @@ def conv(
     a: Tensor,
     g: Tensor,
     size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
+    options: Options,
 ) -> Tensor:
     """Convolution of any dimension: its ordinary weight gradient, the batch folded into groups.
 
-    a [n, k, c, *space], g [n, k, o, *positions], weight `size` [o, c / groups, *kernel], the
-    options one number a dimension. As groups never mix, one call on a single image of n k c
+    a [n, k, c, *space], g [n, k, o, *positions], weight `size` [o, c / groups, *kernel], as
+    groups never mix, one call on a single image of n k c
     channels gives every image's block [o, c / groups, *kernel]. Returns [n, *size].
 
     >>> a, g = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 10.0])
-    >>> conv(a.view(1, 1, 1, 3), g.view(1, 1, 1, 2), (1, 1, 2), [1], [0], [1])
+    >>> conv(a.view(1, 1, 1, 3), g.view(1, 1, 1, 2), (1, 1, 2), Options((1,), (0,), (1,)))
     tensor([[[[21., 32.]]]])
     """
     n, k, c = a.shape[:3]
@@ -106,16 +115,30 @@ def conv(
         a.reshape(1, n * k * c, *a.shape[3:]),
         g.new_empty(1).expand(n * k * size[0], *size[1:]),  # read for its shape alone
         bias_sizes=None,
-        stride=stride,
-        padding=padding,
-        dilation=dilation,
+        stride=options.stride,
+        padding=options.padding,
+        dilation=options.dilation,
         transposed=False,
         output_padding=[0],
         groups=n * k * (c // size[1]),
         output_mask=[False, True, False],
     )[1]
     assert isinstance(blocks, Tensor)
-    return blocks.view(n, k, *size).sum(1) if k > 1 else blocks.view(n, *size)
+    return blocks.view(n, k, *size).sum(1)
+
+
+def channel_sums(t: Tensor) -> Tensor:
+    """[n, k, c, *space] -> [n, c].
+
+    >>> channel_sums(torch.tensor([[1.0, 2.0], [3.0, 4.0]]).view(1, 1, 2, 2))
+    tensor([[3., 7.]])
+    """
+    flat = t.flatten(3) if t.ndim > 3 else t[..., None]
+    if 1 < flat.shape[-1] < _MANY_TO_SUM:  # `sum` takes as long for each as for a long row
+        sums = flat @ flat.new_ones(flat.shape[-1])
+    else:
+        sums = flat.sum(-1)
+    return sums.sum(1)
 
 
 def batch_norm(a: Tensor, g: Tensor, mean: Tensor, variance: Tensor, eps: float) -> Tensor:
@@ -126,10 +149,9 @@ def batch_norm(a: Tensor, g: Tensor, mean: Tensor, variance: Tensor, eps: float)
     tensor([[5.]])
     """
     n, k, c = a.shape[:3]
-    if a[0, 0, 0].numel() < 16:  # too few for a loop of their own
+    if a[0, 0, 0].numel() < _MANY_TO_SUM:
         column = (-1, *(1 for _ in a.shape[3:]))
-        normed = (a - mean.view(column)) * (variance + eps).rsqrt().view(column)
-        return (normed * g).flatten(3).sum((1, 3)) if a.ndim > 3 else (normed * g).sum(1)
+        return channel_sums((a - mean.view(column)).mul_(g)) * (variance + eps).rsqrt()
     # As in `conv`: one image of n k c channels, whose ordinary gradient reads a and g once.
     sums = torch.ops.aten.native_batch_norm_backward(
         g.reshape(1, n * k * c, -1),
@@ -218,7 +240,11 @@ def _add_pairs_of(total: Tensor, y: Tensor, x: Tensor) -> None:
     of_x, of_y = x.new_empty(len(x), pairs, x.shape[2]), y.new_empty(pairs, *y.shape[1:])
     twice, start = 2 * x if pairs > 1 else x, 0
     for gap in range(len(y)):
-        left, right, part = slice(len(y) - gap), slice(gap, None), slice(start, start + len(y) - gap)
+        left, right, part = (
+            slice(len(y) - gap),
+            slice(gap, None),
+            slice(start, start + len(y) - gap),
+        )
         torch.mul(x[:, left], (twice if gap else x)[:, right], out=of_x[:, part])
         torch.mul(y[left], y[right], out=of_y[part])
         start = part.stop
@@ -231,7 +257,7 @@ def _add_products(total: Tensor, a: Tensor, g: Tensor) -> None:
 
     total[o, i] += sum_n (sum_t g[n, t, o] a[n, t, i])^2. a [n, t, i], g [n, t, o].
     """
-    if total.numel() <= held(a) // 8:
+    if total.numel() <= held(a) // (4 if a.shape[1] < _MANY_TO_SUM else 16):
         for some_a, some_g in chunks(a, g, total.numel()):
             add_squares(total, linear(some_a, some_g))
         return
@@ -243,7 +269,10 @@ def _add_products(total: Tensor, a: Tensor, g: Tensor) -> None:
             part.addcmul_(gradient, gradient)
 
 
-LINEAR: Mapping[str, Kernel] = {"pairs": _add_pairs, "products": _add_products}
+LINEAR: Mapping[str, Callable[[Tensor, Tensor, Tensor], None]] = {
+    "pairs": _add_pairs,
+    "products": _add_products,
+}
 
 
 def linear_kernel(positions: int) -> str:
@@ -271,43 +300,46 @@ def add_linear(total: Tensor, a: Tensor, g: Tensor) -> None:
     LINEAR[linear_kernel(a.shape[1])](total, a, g)
 
 
+class Tap(NamedTuple):
+    """A tap of a convolution's kernel, and where it meets the input."""
+
+    number: int
+    outputs: tuple[slice, ...]
+    inputs: tuple[slice, ...]
+
+    def positions(self) -> int:
+        return prod(part.stop - part.start for part in self.outputs)
+
+
+@cache
 def taps(
-    space: Sequence[int],
-    positions: Sequence[int],
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> list[tuple[tuple[int, ...], tuple[slice, ...], tuple[slice, ...]]]:
-    """The taps of a convolution's kernel that meet the input: where, at which outputs and inputs.
+    space: tuple[int, ...],
+    positions: tuple[int, ...],
+    kernel: tuple[int, ...],
+    options: Options,
+) -> list[Tap]:
+    """The taps that meet the input somewhere.
 
     A tap over nothing but padding has no gradient: of 3x3 on a map of one pixel, all but one.
 
-    >>> taps([2], [2], [3], [1], [1], [1])[0]  # the left tap: the output's second, input's first
-    ((0,), (slice(1, 2, None),), (slice(0, 1, 1),))
+    >>> [tap.number for tap in taps((1, 1), (1, 1), (3, 3), Options((1, 1), (1, 1), (1, 1)))]
+    [4]
+    >>> taps((2,), (2,), (3,), Options((1,), (1,), (1,)))[0]  # the left one
+    Tap(number=0, outputs=(slice(1, 2, None),), inputs=(slice(0, 1, 1),))
     """
     found = []
-    for q in each_of(*map(range, kernel)):
-        out, into = [], []
-        for j, tap in enumerate(q):
-            reach = padding[j] - tap * dilation[j]  # input = output * stride - reach
-            low = max(0, -(-reach // stride[j]))
-            high = min(positions[j], (space[j] - 1 + reach) // stride[j] + 1)
-            first, count = low * stride[j] - reach, max(0, high - low)
-            out.append(slice(low, low + count))
-            into.append(slice(first, first + max(0, (count - 1) * stride[j] + 1), stride[j]))
-        if all(part.stop > part.start for part in out):
-            found.append((q, tuple(out), tuple(into)))
+    for number, q in enumerate(each_of(*map(range, kernel))):
+        outputs, inputs = [], []
+        for j, (stride, padding, dilation) in enumerate(zip(*options, strict=True)):
+            reach = padding - q[j] * dilation  # input = output * stride - reach
+            low = max(0, -(-reach // stride))
+            count = min(positions[j], (space[j] - 1 + reach) // stride + 1) - low
+            first, last = low * stride - reach, (low + count - 1) * stride - reach
+            outputs.append(slice(low, low + count))
+            inputs.append(slice(first, last + 1, stride))
+        if all(part.stop > part.start for part in outputs):
+            found.append(Tap(number, tuple(outputs), tuple(inputs)))
     return found
-
-
-def _add_conv_pairs(total: Tensor, a: Tensor, g: Tensor, *options: Sequence[int]) -> None:
-    """`_add_pairs` for each tap, over the positions at which it meets the input."""
-    y = a.movedim((0, 2), (-2, -1)).contiguous()  # [k, *space, n, c]
-    x = g.movedim((2, 0), (0, -1)).contiguous()  # [o, k, *positions, n]
-    for q, out, into in taps(a.shape[3:], g.shape[3:], total.shape[1:-1], *options):
-        seen, sent = y[(_ALL, *into)].flatten(0, -3), x[(_ALL, _ALL, *out)].flatten(1, -2)
-        _add_pairs_of(total[(_ALL, *q)], seen, sent)
 
 
 def _rows(t: Tensor) -> Tensor:
@@ -315,85 +347,105 @@ def _rows(t: Tensor) -> Tensor:
     return t.movedim(2, -1).flatten(1, -2)
 
 
-def _add_depthwise(total: Tensor, a: Tensor, g: Tensor, *options: Sequence[int]) -> None:
+def _add_conv_pairs(total: Tensor, a: Tensor, g: Tensor, options: Options) -> None:
+    """`_add_pairs` for each tap, over the positions at which it meets the input."""
+    by_tap = total.flatten(1, -2)
+    y = a.movedim((0, 1, 2), (-2, 0, -1)).contiguous()  # [k, *space, n, c]
+    x = g.movedim((2, 0), (0, -1)).contiguous()  # [o, k, *positions, n]
+    for tap in taps(a.shape[3:], g.shape[3:], total.shape[1:-1], options):
+        seen, sent = y[(_ALL, *tap.inputs)], x[(_ALL, _ALL, *tap.outputs)]
+        _add_pairs_of(by_tap[:, tap.number], seen.flatten(0, -3), sent.flatten(1, -2))
+
+
+def _add_depthwise(total: Tensor, a: Tensor, g: Tensor, options: Options) -> None:
     """One output for each channel: for each tap a sum of products, total [c, *kernel, 1]."""
+    by_tap = total.flatten(1)
     for some_a, some_g in chunks(a, g, g[0].numel() // 2):
         last_a, last_g = some_a.movedim(2, -1).contiguous(), some_g.movedim(2, -1).contiguous()
-        for q, out, into in taps(a.shape[3:], g.shape[3:], total.shape[1:-1], *options):
-            products = last_g[(_ALL, _ALL, *out)] * last_a[(_ALL, _ALL, *into)]
-            add_squares(total[(_ALL, *q, 0)], products.flatten(1, -2).sum(1))
+        for tap in taps(a.shape[3:], g.shape[3:], total.shape[1:-1], options):
+            seen, sent = last_a[(_ALL, _ALL, *tap.inputs)], last_g[(_ALL, _ALL, *tap.outputs)]
+            add_squares(by_tap[:, tap.number], (seen * sent).flatten(1, -2).sum(1))
 
 
-def _add_unfolded(
-    total: Tensor,
-    a: Tensor,
-    g: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> None:
+def _add_unfolded(total: Tensor, a: Tensor, g: Tensor, options: Options) -> None:
     """`_add_products` of what the kernel sees at every position: total [o, taps c]."""
-    kernel, positions = total.shape[1:-1], g.shape[3:]
-    rows, pad = total.flatten(1), [0, 0, *(p for p in reversed(padding) for _ in range(2))]
-    for some_a, some_g in chunks(a, g, prod(positions) * a.shape[1] * rows.shape[1] // 4):
+    kernel, positions, rows = total.shape[1:-1], g.shape[3:], total.flatten(1)
+    pad = [0, 0, *(p for p in reversed(options.padding) for _ in range(2))]
+    for some_a, some_g in chunks(a, g, a.shape[1] * prod(positions) * rows.shape[1] // 4):
         seen = some_a.movedim(2, -1)  # [n, k, *space, c], so that taps in a row lie in a row
-        seen = F.pad(seen, pad) if any(padding) else seen
-        at, step = seen.stride()[2:-1], seen.stride()[-1]
+        seen = F.pad(seen, pad) if any(pad) else seen
+        *outer, channel = seen.stride()
         windows = seen.as_strided(
             (*seen.shape[:2], *positions, *kernel, seen.shape[-1]),
             (
-                *seen.stride()[:2],
-                *(d * s for d, s in zip(at, stride, strict=True)),
-                *(d * s for d, s in zip(at, dilation, strict=True)),
-                step,
+                *outer[:2],
+                *(d * s for d, s in zip(outer[2:], options.stride, strict=True)),
+                *(d * s for d, s in zip(outer[2:], options.dilation, strict=True)),
+                channel,
             ),
-            seen.storage_offset(),
         )
         _add_products(rows, windows.reshape(len(seen), -1, rows.shape[1]), _rows(some_g))
 
 
-def _add_folded(total: Tensor, a: Tensor, g: Tensor, *options: Sequence[int]) -> None:
+def _add_swapped(total: Tensor, a: Tensor, g: Tensor, options: Options) -> None:
+    """`_add_unfolded` with the gradient in the place of the input, where that has fewer channels.
+
+    With stride 1 a convolution's weight gradient is another's, with the kernel turned about.
+    """
+    kernel, dims = total.shape[1:-1], range(1, total.ndim - 1)
+    reach = ((size - 1) * gap for size, gap in zip(kernel, options.dilation, strict=True))
+    padding = tuple(r - p for r, p in zip(reach, options.padding, strict=True))
+    own = total.new_zeros(total.shape[-1], *kernel, total.shape[0])
+    _add_unfolded(own, g, a, options._replace(padding=padding))
+    total += own.flip(*dims).transpose(0, -1)
+
+
+def _add_folded(total: Tensor, a: Tensor, g: Tensor, options: Options) -> None:
     """`conv` of some images at a time."""
     size = torch.Size([total.shape[0], total.shape[-1], *total.shape[1:-1]])
     own = total.new_zeros(size)  # in the order of `conv`, which squares would only stride through
     for some_a, some_g in chunks(a, g, a.shape[1] * size.numel() // 2):
-        add_squares(own, conv(some_a, some_g, size, *options))
+        add_squares(own, conv(some_a, some_g, size, options))
     total += own.movedim(1, -1)
 
 
-CONV: Mapping[str, Kernel] = {
+CONV: Mapping[str, Callable[[Tensor, Tensor, Tensor, Options], None]] = {
     "pairs": _add_conv_pairs,
     "depthwise": _add_depthwise,
     "unfolded": _add_unfolded,
+    "swapped": _add_swapped,
     "folded": _add_folded,
 }
 
 
+@cache
 def conv_kernel(
-    size: Sequence[int],
+    size: tuple[int, ...],
     maps: int,
-    space: Sequence[int],
-    positions: Sequence[int],
+    space: tuple[int, ...],
+    positions: tuple[int, ...],
     groups: int,
-    *options: Sequence[int],
+    options: Options,
 ) -> str:
     """The name in `CONV` of the kernel that is fastest.
 
+    >>> same = Options((1, 1), (1, 1), (1, 1))
     >>> for width in (2, 16, 32):
-    ...     conv_kernel((8, 8, 3, 3), 1, [width] * 2, [width] * 2, 1, [1, 1], [1, 1], [1, 1])
+    ...     conv_kernel((8, 8, 3, 3), 1, (width, width), (width, width), 1, same)
     'pairs'
     'unfolded'
     'folded'
     """
     if groups > 1:
         return "depthwise" if groups == size[0] and size[1] == 1 else "folded"
-    met = [
-        _pairs(maps * prod(part.stop - part.start for part in out))
-        for _, out, _ in taps(space, positions, size[2:], *options)
-    ]
+    met = (_pairs(maps * tap.positions()) for tap in taps(space, positions, size[2:], options))
     count = maps * prod(positions)
     if sum(met) <= prod(size[2:]) * (count + _PASS):
         return "pairs"
+    if prod(size[2:]) == 1:
+        return "unfolded"
+    if 2 * size[0] <= size[1] and set(options.stride) == {1}:
+        return "swapped"
     return "unfolded" if count < _MANY_POSITIONS else "folded"
 
 
@@ -401,9 +453,7 @@ def add_conv(
     total: Tensor,
     a: Tensor,
     g: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
+    options: Options,
 ) -> None:
     """total += sum_n (weight gradient of image n)^2; a and g as in `conv`.
 
@@ -411,11 +461,11 @@ def add_conv(
 
     >>> a, g = torch.tensor([1.0, 2.0, 4.0, 0.0]), torch.tensor([1.0, 10.0])
     >>> total = torch.zeros(1, 2, 1)
-    >>> add_conv(total, a.view(2, 1, 1, 2), g.view(2, 1, 1, 1), [1], [0], [1])
+    >>> add_conv(total, a.view(2, 1, 1, 2), g.view(2, 1, 1, 1), Options((1,), (0,), (1,)))
     >>> total.flatten()  # 1^2 + 40^2, 2^2 + 0
     tensor([1601.,    4.])
     """
-    size = [total.shape[0], total.shape[-1], *total.shape[1:-1]]
-    groups, options = a.shape[2] // total.shape[-1], (stride, padding, dilation)
-    name = conv_kernel(size, a.shape[1], a.shape[3:], g.shape[3:], groups, *options)
-    CONV[name](total, a, g, *options)
+    size = (total.shape[0], total.shape[-1], *total.shape[1:-1])
+    groups = a.shape[2] // total.shape[-1]
+    name = conv_kernel(size, a.shape[1], a.shape[3:], g.shape[3:], groups, options)
+    CONV[name](total, a, g, options)

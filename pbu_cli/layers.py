@@ -18,10 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pbu_cli.layer_rules import (
+    Options,
     add_conv,
     add_linear,
     add_squares,
     batch_norm,
+    channel_sums,
     chunks,
     conv,
     linear,
@@ -89,45 +91,43 @@ def _add_linear(total: Tensor, call: Call, a: Tensor, g: Tensor) -> None:
 
 
 def _conv(call: Call, a: Tensor, g: Tensor, shape: Sequence[int]) -> Tensor:
-    a, *options = _conv_options(call, a, shape)
-    return conv(a, g, shape, *options)
+    a, options = _conv_options(call, a, shape)
+    return conv(a, g, shape, options)
 
 
 def _add_conv(total: Tensor, call: Call, a: Tensor, g: Tensor) -> None:
-    a, *options = _conv_options(call, a, total.shape)
+    a, options = _conv_options(call, a, total.shape)
     last = total.movedim(1, -1)
     into = last if last.is_contiguous() else torch.zeros_like(last).contiguous()
-    add_conv(into, a, g, *options)
+    add_conv(into, a, g, options)
     if into is not last:
         last += into
 
 
-def _conv_options(
-    call: Call, a: Tensor, shape: Sequence[int]
-) -> tuple[Tensor, list[int], list[int], list[int]]:
-    """a, stride, padding, dilation, with one number for each of the kernel's dimensions."""
+def _conv_options(call: Call, a: Tensor, shape: Sequence[int]) -> tuple[Tensor, Options]:
+    """a, padded where `Options` cannot say how, and the options."""
     kernel, padding = shape[2:], call.get("padding", 0)
     stride, dilation = (_spread(call.get(key, 1), len(kernel)) for key in ("stride", "dilation"))
     if padding == "same":  # where it is odd there is one more behind, which no number can say
         spans = [gap * (size - 1) for gap, size in zip(dilation, kernel, strict=True)]
         a = F.pad(a, [pad for span in reversed(spans) for pad in (span // 2, span - span // 2)])
     padding = 0 if isinstance(padding, str) else padding
-    return a, stride, _spread(padding, len(kernel)), dilation
+    return a, Options(stride, _spread(padding, len(kernel)), dilation)
 
 
-def _spread(option: int | Sequence[int], dims: int) -> list[int]:
+def _spread(option: int | Sequence[int], dims: int) -> tuple[int, ...]:
     """One number per dimension.
 
     >>> _spread(2, 3), _spread((2,), 2), _spread((1, 2), 2)
-    ([2, 2, 2], [2, 2], [1, 2])
+    ((2, 2, 2), (2, 2), (1, 2))
     """
-    values = [option] if isinstance(option, int) else list(option)
+    values = (option,) if isinstance(option, int) else tuple(option)
     return values * dims if len(values) == 1 else values
 
 
 def _channel_shift(call: Call, a: Tensor, g: Tensor, shape: Sequence[int]) -> Tensor:
     """`shift` by one number per channel: g [n, k, c, *space] -> [n, c]."""
-    return shift(g, [*shape, *(1 for _ in g.shape[3:])]).view(len(g), *shape)
+    return channel_sums(g)
 
 
 def _batch_norm(call: Call, a: Tensor, g: Tensor, shape: Sequence[int]) -> Tensor:
@@ -137,7 +137,7 @@ def _batch_norm(call: Call, a: Tensor, g: Tensor, shape: Sequence[int]) -> Tenso
 
 def _group_norm(call: Call, a: Tensor, g: Tensor, shape: Sequence[int]) -> Tensor:
     normed = F.group_norm(a.flatten(0, 1), call["num_groups"], eps=call["eps"]).view(a.shape)
-    return _channel_shift(call, a, normed * g, shape)
+    return channel_sums(normed * g)
 
 
 def _layer_norm(call: Call, a: Tensor, g: Tensor, shape: Sequence[int]) -> Tensor:
