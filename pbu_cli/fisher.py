@@ -116,19 +116,17 @@ def _plan(model: nn.Module, wanted: Parameters, x: Tensor) -> Plan:
     found, looped = zeros(wanted), zeros(wanted)
     add_at_once(model, wanted, proposal, images, v, columns, found)
     add_alone(model, wanted, images, v, columns, looped)
-    wrong = [name for name in wanted if not _agree(found[name], looped[name], looped)]
+    # Rounding makes noise of a gradient that is zero, as that of a bias before a softmax over keys;
+    # so what is small beside the whole, by the square of the precision, counts as zero.
+    mean = sum(float(t.sum()) for t in looped.values()) / sum(t.numel() for t in looped.values())
+    zero = mean * (10 * torch.finfo(x.dtype).eps) ** 2
+    wrong = [name for name in wanted if not _agree(found[name], looped[name], zero)]
     return replace(proposal, ways={**proposal.ways, **dict.fromkeys(wrong, ALONE)})
 
 
-def _agree(found: Tensor, looped: Tensor, all_looped: Totals) -> bool:
-    """Whether two ways gave the same, but for rounding.
-
-    Rounding makes noise of a gradient that is zero, as that of a bias before a softmax over keys;
-    so what is small beside the whole, by the square of the precision, counts as zero.
-    """
-    whole = list(all_looped.values())
-    mean = sum(float(t.sum()) for t in whole) / sum(t.numel() for t in whole)
-    noise = mean * (10 * torch.finfo(found.dtype).eps) ** 2 * sqrt(found.numel())
+def _agree(found: Tensor, looped: Tensor, zero: float) -> bool:
+    """Whether two ways gave the same, but for rounding and for numbers as small as `zero`."""
+    noise = zero * sqrt(found.numel())
     return float((found - looped).norm()) <= tolerance(found.dtype) * float(looped.norm()) + noise
 
 

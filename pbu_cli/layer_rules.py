@@ -211,6 +211,8 @@ def _matmul(x: Tensor, y: Tensor) -> Tensor:
     """
     mkldnn = torch.backends.mkldnn
     if x.device.type == "cpu" and x.dtype == torch.float32 and mkldnn.is_available() and x.numel():
+        if not y.is_contiguous() and not y.T.is_contiguous():
+            y = y.contiguous()  # other strides take a hundred times as long
         found = torch.ops.mkldnn._linear_pointwise(x, y, None, "none", [], "")
         assert isinstance(found, Tensor)
         return found

@@ -142,7 +142,8 @@ def _ahead(columns: Iterable[Tensor]) -> Iterator[tuple[Tensor, bool]]:
 def _add_square(totals: Totals, parameters: Parameters, found: Iterable[Tensor | None]) -> None:
     for name, g in zip(parameters, found, strict=True):
         if g is not None:
-            totals[name] += _wide(g).square()
+            g = _wide(g)
+            totals[name].addcmul_(g, g)
 
 
 def require(wanted: Parameters, asking: Collection[str]) -> None:

@@ -79,6 +79,8 @@ class Site:
         >>> site.images_first(torch.tensor([[1], [2], [3], [1], [2], [3]]), 3).tolist()
         [[[1], [1]], [[2], [2]], [[3], [3]]]
         """
+        if self.dim == 0 and len(t) == images:  # the usual case
+            return t[:, None]
         t = t.reshape((1,) * (len(self.shape) - t.ndim) + t.shape)
         before, after = t.shape[: self.dim], t.shape[self.dim + 1 :]
         split = t.reshape(*before, -1, images, self.inner, *after)
