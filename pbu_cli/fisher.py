@@ -77,7 +77,9 @@ def fisher_diagonal(
             f"the Fisher information of {len(broken)} parameters is not finite, {broken[0]!r} the "
             "first of them; look for NaN and huge values in the weights and in the images"
         )
-    return {name: total.contiguous() for name, total in totals.items()}
+    for name in totals:  # one by one, so that there is never another set of them
+        totals[name] = totals[name].contiguous()
+    return totals
 
 
 def plan(model: nn.Module, x: Tensor, parameters: Collection[str] | None = None) -> dict[str, str]:
@@ -113,21 +115,22 @@ def _plan(model: nn.Module, wanted: Parameters, x: Tensor) -> Plan:
         proposal = propose(model, wanted, images, v)
     except CheckpointError:  # torch runs checkpointed layers again in backward, without the taps
         return Plan(0, {}, dict.fromkeys(wanted, ALONE), ())
-    found, looped = zeros(wanted), zeros(wanted)
-    add_at_once(model, wanted, proposal, images, v, columns, found)
-    add_alone(model, wanted, images, v, columns, looped)
+    totals = zeros(wanted)
+    add_at_once(model, wanted, proposal, images, v, columns, totals)
+    sizes = {name: float(total.norm()) for name, total in totals.items()}
     # Rounding makes noise of a gradient that is zero, as that of a bias before a softmax over keys;
     # so what is small beside the whole, by the square of the precision, counts as zero.
-    mean = sum(float(t.sum()) for t in looped.values()) / sum(t.numel() for t in looped.values())
+    mean = sum(float(t.sum()) for t in totals.values()) / sum(t.numel() for t in totals.values())
     zero = mean * (10 * torch.finfo(x.dtype).eps) ** 2
-    wrong = [name for name in wanted if not _agree(found[name], looped[name], zero)]
+    for total in totals.values():
+        total.neg_()  # so that what the loop adds leaves the difference: no second set of totals
+    add_alone(model, wanted, images, v, columns, totals)
+    agree = {
+        name: float(total.norm()) <= tolerance(x.dtype) * sizes[name] + zero * sqrt(total.numel())
+        for name, total in totals.items()
+    }
+    wrong = [name for name in wanted if not agree[name]]
     return replace(proposal, ways={**proposal.ways, **dict.fromkeys(wrong, ALONE)})
-
-
-def _agree(found: Tensor, looped: Tensor, zero: float) -> bool:
-    """Whether two ways gave the same, but for rounding and for numbers as small as `zero`."""
-    noise = zero * sqrt(found.numel())
-    return float((found - looped).norm()) <= tolerance(found.dtype) * float(looped.norm()) + noise
 
 
 # The model's state
