@@ -60,17 +60,19 @@ def fisher_diagonal(
     generator = torch.Generator().manual_seed(seed)
     plans: dict[torch.Size, Plan] = {}
     with _at_rest(model):
-        totals = zeros(wanted)
+        totals: Totals = {}
         for images, labels in batches:
             if len(images) == 0:
                 continue
             x = images.clone() if images.is_inference() else images
             if x.shape[1:] not in plans:
                 plans[x.shape[1:]] = _plan(model, wanted, x)
+            totals = totals or zeros(wanted)  # not beside the first trial's own
             given = labels.to(x.device)
             if estimator == "mc":
                 given = torch.rand(len(x), draws, dtype=torch.float64, generator=generator)
             add(model, wanted, plans[x.shape[1:]], x, given, COLUMNS[estimator], totals)
+    totals = totals or zeros(wanted)
     broken = [name for name, total in totals.items() if not total.isfinite().all()]
     if broken:
         raise PbuError(

@@ -119,10 +119,13 @@ def add_alone(
         if not logits.requires_grad:
             continue
         for v, more in _ahead(columns(logits.detach(), given[n : n + 1])):
-            found = torch.autograd.grad(
-                logits, list(alone.values()), v.to(logits), retain_graph=more, allow_unused=True
+            leaves, v = list(alone.values()), v.to(logits)
+            # Without a name for the gradients, which would keep them beside the next image's.
+            _add_square(
+                totals,
+                alone,
+                torch.autograd.grad(logits, leaves, v, retain_graph=more, allow_unused=True),
             )
-            _add_square(totals, alone, found)
 
 
 def _ahead(columns: Iterable[Tensor]) -> Iterator[tuple[Tensor, bool]]:
