@@ -203,20 +203,27 @@ def add_squares(total: Tensor, each: Tensor) -> None:
         total += each.square().sum(0)
 
 
+@cache
+def _onednn(device: str, dtype: torch.dtype) -> Callable[..., Tensor] | None:
+    """oneDNN's matrix product: on AMD's CPUs twice as fast as MKL's, on Intel's the same."""
+    if device != "cpu" or dtype != torch.float32 or not torch.backends.mkldnn.is_available():
+        return None
+    product: Callable[..., Tensor] = torch.ops.mkldnn._linear_pointwise.default
+    return product
+
+
 def _matmul(x: Tensor, y: Tensor) -> Tensor:
     """x y^T for x [o, t], y [i, t] -> [o, i].
 
-    By oneDNN where torch has it: on CPUs by AMD twice as fast as the matrix product of MKL, on
-    others the same.
+    >>> _matmul(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0], [5.0, 6.0]]))
+    tensor([[11., 17.]])
     """
-    mkldnn = torch.backends.mkldnn
-    if x.device.type == "cpu" and x.dtype == torch.float32 and mkldnn.is_available() and x.numel():
-        if not y.is_contiguous() and not y.T.is_contiguous():
-            y = y.contiguous()  # other strides take a hundred times as long
-        found = torch.ops.mkldnn._linear_pointwise(x, y, None, "none", [], "")
-        assert isinstance(found, Tensor)
-        return found
-    return x @ y.T
+    product = _onednn(x.device.type, x.dtype)
+    if product is None:
+        return x @ y.T
+    if not y.is_contiguous() and not y.T.is_contiguous():
+        y = y.contiguous()  # other strides take a hundred times as long
+    return product(x, y, None, "none", [], "")
 
 
 def _add_pairs(total: Tensor, a: Tensor, g: Tensor) -> None:

@@ -9,7 +9,8 @@ divides the two medians. Columns:
     memory   peak above the model and the images, in that of a plain step: each in a new process
 
 Peers: the loop over batches of one; `torch.func.vmap` over chunks of 8 images; nngeometry, if it
-is installed. What a peer cannot run is a dash.
+is installed, its Monte Carlo estimate and its exact one over all classes. What a peer cannot run
+is a dash.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from pbu_cli.fisher import fisher_diagonal
 
 Batch = tuple[Tensor, Tensor]
 OURS = ("empirical", "exact", "mc")
-PEERS = ("loop", "vmap", "nngeometry")
+PEERS = ("loop", "vmap", "nngeometry-mc", "nngeometry")
 
 
 @dataclass(frozen=True)
@@ -101,15 +102,18 @@ def vmap(model: nn.Module, x: Tensor, labels: Tensor, chunk: int = 8) -> None:
             total[name] += g.square().sum(0)
 
 
-def nngeometry(model: nn.Module, x: Tensor, labels: Tensor) -> None:
-    """Its Fisher matrix of the model's own labels: the sum over all of them."""
-    from nngeometry.metrics import FIM  # type: ignore[import-not-found,unused-ignore]
+def nngeometry(model: nn.Module, x: Tensor, labels: Tensor, draws: int | None = None) -> None:
+    """Its own `exact`, whole, or with draws its Monte Carlo estimate, as costly as `empirical`."""
+    from nngeometry import metrics  # type: ignore[import-not-found,unused-ignore]
     from nngeometry.object import PMatDiag  # type: ignore[import-not-found,unused-ignore]
     from torch.utils.data import DataLoader, TensorDataset
 
     loader = DataLoader(TensorDataset(x, labels), batch_size=len(x))
-    options = {"representation": PMatDiag, "n_output": int(labels.max()) + 1}
-    FIM(model, loader, variant="classif_logits", device=x.device, **options)
+    options: dict[str, Any] = {"variant": "classif_logits", "device": x.device}
+    if draws is None:
+        metrics.FIM(model, loader, PMatDiag, **options)
+    else:
+        metrics.FIM_MonteCarlo(model, loader, PMatDiag, trials=draws, **options)
 
 
 STEPS: dict[str, Callable[[nn.Module, Tensor, Tensor], None]] = {
@@ -117,6 +121,7 @@ STEPS: dict[str, Callable[[nn.Module, Tensor, Tensor], None]] = {
     "loop": loop,
     "vmap": vmap,
     "nngeometry": nngeometry,
+    "nngeometry-mc": partial(nngeometry, draws=1),
 }
 
 
