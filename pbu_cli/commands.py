@@ -23,7 +23,8 @@ from pbu_cli.settings import FORGOTTEN, Estimator, Schedule, Weights
 from pbu_cli.trunk import beyond, look
 from pbu_cli.unlearning import ForgetSet, Progress, shifted, unlearn
 
-FISHER_BATCH = 64  # at most: per-sample gradients take more memory than a forward pass
+FISHER_BATCH = 64  # images; the totals are gone through once a batch, ...
+FISHER_INPUTS = 1 << 18  # ... so of small inputs a batch takes so many numbers, where that is more
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ def measure_fisher(
 ) -> Tensors:
     """The Fisher diagonal of what trains, summed over all forget images."""
     module = case.subject.network.module
-    size = min(FISHER_BATCH, case.batch_size)
+    numel = (case.images.pixels if case.features is None else case.features)[0].numel()
+    size = min(max(FISHER_BATCH, FISHER_INPUTS // numel), case.batch_size)
 
     def counted() -> Iterator[tuple[Tensor, Tensor]]:
         for number, batch in enumerate(case.batches(size)):

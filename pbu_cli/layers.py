@@ -17,19 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pbu_cli.layer_rules import (
-    Options,
-    add_conv,
-    add_linear,
-    add_squares,
-    batch_norm,
-    channel_sums,
-    chunks,
-    conv,
-    linear,
-    scale,
-    shift,
-)
+from pbu_cli.kernels import add_conv, add_linear, add_squares, chunks
+from pbu_cli.layer_rules import Options, batch_norm, channel_sums, conv, linear, scale, shift
 
 Call = Mapping[str, Any]  # the arguments of one call of a layer, by name
 Each = Callable[[Call, Tensor, Tensor, Sequence[int]], Tensor]  # (call, a, g, p.shape)

@@ -21,10 +21,10 @@ from torchvision.models.swin_transformer import (
     SwinTransformerBlockV2,
 )
 
-from pbu_cli import layer_rules, squares
+from pbu_cli import kernels, squares
 from pbu_cli.errors import InvalidUsage, PbuError
 from pbu_cli.fisher import fisher_diagonal, plan
-from pbu_cli.layer_rules import CONV, LINEAR
+from pbu_cli.kernels import CONV, LINEAR
 from tests.fisher_oracle import errors, fisher_loop, randomised
 
 LABELS = torch.tensor([0, 3, 1])
@@ -136,9 +136,9 @@ def test_family_by_every_kernel(name: str, forced: str, monkeypatch: pytest.Monk
         return forced if fits else "folded"
 
     if forced in CONV:
-        monkeypatch.setattr(layer_rules, "conv_kernel", conv_kernel)
+        monkeypatch.setattr(kernels, "conv_kernel", conv_kernel)
     if forced in LINEAR:
-        monkeypatch.setattr(layer_rules, "linear_kernel", lambda positions: forced)
+        monkeypatch.setattr(kernels, "linear_kernel", lambda positions: forced)
     make, size = FAMILIES[name]
     torch.manual_seed(0)
     check(randomised(make()), images(size))

@@ -25,6 +25,7 @@ ORDER = [
     "images",
     "logits",
     "layer_rules",
+    "kernels",
     "layers",
     "estimators",
     "taps",

@@ -97,7 +97,7 @@ def epoch(folder: Path, batches: int) -> dict[str, Any]:
 
     train()
     before = [seconds(train) for _ in range(batches)]
-    command, _ = process(folder / "8", folder.parent / "out.safetensors")
+    command, _ = process(folder / "8", folder.parent / "out.safetensors", "--force")
     after = [seconds(train) for _ in range(batches)]
     whole = median(before + after) * EPOCH / BATCH
     return {"command_s": command, "epoch_s": whole, "percent": 100 * command / whole}
