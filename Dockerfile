@@ -18,10 +18,10 @@ ARG BASE=python:3.13-slim-trixie
 #   another Python version, which does not compile and is not ours to mend: hence the `|| true`.
 FROM ${BASE} AS dependencies
 WORKDIR /build
-COPY pyproject.toml .
+COPY pyproject.toml requirements.lock ./
 RUN python3 -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*project['dependencies'], sep='\n')" > requirements.txt \
     && python3 -m venv --without-pip /opt/pbu \
-    && python3 -m pip --python /opt/pbu/bin/python install --no-cache-dir --no-compile -r requirements.txt \
+    && python3 -m pip --python /opt/pbu/bin/python install --no-cache-dir --no-compile -r requirements.txt -c requirements.lock \
     && python3 -m pip --python /opt/pbu/bin/python uninstall --yes triton \
     && { python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/pbu/lib || true; }
 

@@ -374,11 +374,12 @@ def test_bad_input_is_one_line_an_exit_code_and_nothing_written(
     cases = bad_cases(digits, tmp_path)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     source = sha256(digits.checkpoint)
+    rows: list[str] = []  # printed at the end: every call of pbu takes what was printed before it
     for name, (arguments, code, words) in cases.items():
         place = [] if "-o" in arguments else ["-o", tmp_path / "out.safetensors"]
         done = pbu("unlearn", *arguments, *place, "--quiet")
         lines = [line for line in done.err.splitlines() if line.strip()]
-        print(f"{name:<28} {done.code}  {lines[-1] if lines else ''}")
+        rows.append(f"{name:<28} {done.code}  {lines[-1] if lines else ''}")
         assert done.code == code, (name, done.err)
         assert words in done.err, (name, done.err)
         assert "Traceback" not in done.err, name
@@ -387,6 +388,7 @@ def test_bad_input_is_one_line_an_exit_code_and_nothing_written(
         assert len(lines) == 1, (name, done.err)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
     assert sha256(digits.checkpoint) == source
+    print(*rows, sep="\n")
 
 
 @pytest.mark.parametrize("command", ["fisher", "unlearn", "evaluate"])
