@@ -473,13 +473,16 @@ def test_an_interrupted_run_says_so_and_leaves_nothing_behind(
         [sys.executable, "-m", "pbu_cli", *command], stderr=subprocess.PIPE, text=True,
         preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # ignored behind a shell's &
     )  # fmt: skip
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("trains"):
-            break
-    time.sleep(1)
-    process.send_signal(number)
-    assert process.wait(timeout=30) == code
+    try:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("trains"):
+                break
+        time.sleep(1)
+        process.send_signal(number)
+        assert process.wait(timeout=30) == code
+    finally:
+        process.kill()
     word = "interrupted" if number == signal.SIGINT else "terminated"
     whole = "every checkpoint and Fisher file is whole, or was not written"
     assert process.stderr.read() == f"error: {word}; {whole}\n"
