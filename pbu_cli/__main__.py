@@ -40,7 +40,9 @@ def run(arguments: list[str]) -> int:
     except SystemExit as stop:
         if isinstance(stop.code, int) and stop.code > 128:
             return failed(f"terminated; {WHOLE}", stop.code)
-        return 0  # from the rich that typer writes --help with: its reader has left
+        if isinstance(stop.__context__, BrokenPipeError):
+            return 0  # from the rich that typer writes --help with: its reader has left
+        return stop.code if isinstance(stop.code, int) else 1
     except BrokenPipeError:
         silence(sys.stdout)  # of --version; without this Python complains as it exits
         return 0

@@ -97,7 +97,7 @@ def try_out(network: Network, channels: int, size: tuple[int, int], *, flagged: 
             logits = network.module(images)
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # torch raises nearly anything, the user's code anything
+    except (Exception, SystemExit) as error:  # torch raises nearly anything, user code anything
         kind = CheckpointError if own else InvalidUsage if flagged else ImageError
         raise kind(
             f"{subject}: fails on {TRIAL} images of {shape} (channels, height, width):"

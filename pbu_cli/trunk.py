@@ -170,7 +170,7 @@ def _recorder(outputs: dict[str, list[Any]], path: str) -> Any:
 
     def record(module: nn.Module, args: Any, output: Any) -> None:
         number = sum(map(len, outputs.values()))
-        # A view of its own: an in-place layer behind it would change what is recorded, not this.
+        # A copy, since an in-place layer behind it would change what is recorded.
         outputs[path].append((number, output.clone() if isinstance(output, Tensor) else output))
 
     return record

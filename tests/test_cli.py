@@ -488,6 +488,15 @@ def test_an_interrupted_run_says_so_and_leaves_nothing_behind(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("raised", "code"), [(SystemExit(3), 3), (SystemExit("no"), 1)])
+def test_an_exit_from_somewhere_inside_is_no_success(pbu, monkeypatch, raised, code):
+    def app(*arguments, **options):
+        raise raised
+
+    monkeypatch.setattr("pbu_cli.cli.app", app)
+    assert pbu("unlearn").code == code
+
+
 def closed_pipe() -> int:
     """The writing end of a pipe that nobody reads."""
     reading, writing = os.pipe()
