@@ -37,6 +37,11 @@ ORDER = [
     "trunk",
     "unlearning",
     "metrics",
+    "roc",
+    "probe",
+    "membership",
+    "similarity",
+    "relearning",
     "evidence",
     "case",
     "fisher_file",
@@ -50,7 +55,8 @@ ORDER = [
     "__main__",
 ]
 _FISHER = ORDER[ORDER.index("layer_rules") : ORDER.index("fisher") + 1]
-NUMERIC = {*_FISHER, "objective", "stopping", "trunk", "metrics"}
+_AUDIT = {"metrics", "roc", "probe", "membership", "similarity", "relearning"}
+NUMERIC = {*_FISHER, *_AUDIT, "objective", "stopping", "trunk"}
 OUTSIDE_NUMERIC = {"typer", "rich", "safetensors", "torchvision", "PIL", "pathlib", "os"}
 
 
