@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
-from types import FrameType
 
-WHOLE = "every checkpoint and Fisher file is whole, or was not written"
+from pbu_cli.errors import Stopped
+from pbu_cli.signals import heed
 
 
 def main() -> None:
     """Run the command line and exit with the documented code."""
-    signal.signal(signal.SIGTERM, _terminated)
-    sys.exit(run(sys.argv[1:]))
+    try:
+        heed()
+        code = run(sys.argv[1:])
+    except Stopped as stopped:  # before `run` could heed it, or after
+        sys.stderr.write(f"error: {stopped}\n")
+        code = stopped.exit_code
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
@@ -35,11 +39,9 @@ def run(arguments: list[str]) -> int:
         return error.exit_code
     except PbuError as error:
         return failed(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        return failed(f"interrupted; {WHOLE}", 130)
+    except Stopped as stopped:
+        return failed(str(stopped), stopped.exit_code)
     except SystemExit as stop:
-        if isinstance(stop.code, int) and stop.code > 128:
-            return failed(f"terminated; {WHOLE}", stop.code)
         if isinstance(stop.__context__, BrokenPipeError):
             return 0  # from the rich that typer writes --help with: its reader has left
         return stop.code if isinstance(stop.code, int) else 1
@@ -53,13 +55,9 @@ def run(arguments: list[str]) -> int:
             context = getattr(error, "ctx", None)
             path = "pbu" if context is None else context.command_path
             return failed(f"{error.format_message().rstrip('.')}; see {path} --help", 2)
-        if type(error).__name__ == "Abort":  # what some versions of typer make of Ctrl-C ...
-            return failed(f"interrupted; {WHOLE}", 130)
         if os.environ.get("PBU_TRACEBACK"):
             raise
         return failed(_unforeseen(error), 1)
-    if code == 130:  # ... and what the others make of it
-        return failed(f"interrupted; {WHOLE}", 130)
     return code if isinstance(code, int) else 0
 
 
@@ -71,10 +69,6 @@ def _unforeseen(error: Exception) -> str:
         f"{type(error).__name__}: {first}; this was not foreseen: run again with PBU_TRACEBACK=1"
         " and report it"
     )
-
-
-def _terminated(number: int, frame: FrameType | None) -> None:
-    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,9 @@ from pbu_cli.evidence import (
     settle_label,
 )
 from pbu_cli.folders import Group, list_groups, split_by_subfolder
-from pbu_cli.images import SMALL, Images, common_size, decode, memory
+from pbu_cli.images import SMALL, Images, common_size, decode
 from pbu_cli.logits import batches, normalise
+from pbu_cli.machine import memory
 from pbu_cli.network import Network, load_network, try_out
 from pbu_cli.settings import Preprocessing
 from pbu_cli.stages import trained_parameters

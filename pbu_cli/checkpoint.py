@@ -1,8 +1,7 @@
 """Checkpoints and Fisher files on disk: read, digest, write.
 
 Reading trusts nothing: tensors come through safetensors or `torch.load(weights_only=True)`, and
-names and metadata are data, never code. Writing never replaces a file by half: a
-temporary sibling is written, synced, verified and renamed.
+names and metadata are data, never code. What is written is read back before it gets its name.
 """
 
 from __future__ import annotations
@@ -10,27 +9,25 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
-import pickle
-import secrets
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor
 
-from pbu_cli.errors import CheckpointError, InvalidUsage, PbuError, printable
+from pbu_cli.errors import CheckpointError, PbuError, printable
+from pbu_cli.files import read_whole, replacing
+from pbu_cli.machine import memory
+from pbu_cli.pickles import PICKLE_SUFFIXES, unpickle
 
 Tensors = dict[str, Tensor]
 
-PICKLE_SUFFIXES = (".pt", ".pth", ".th")
-WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net")
 PREFIXES = ("module.", "_orig_mod.", "model.")
+MOST_SHARED = 4  # times that the tensors of a file may be larger than it: tied weights are
 
 
 @dataclass(frozen=True)
@@ -38,13 +35,15 @@ class Checkpoint:
     """A checkpoint as it stands on disk.
 
     `tensors` are in the file's own dtypes, under their names less `prefix` (`module.` of a
-    DataParallel checkpoint, `_orig_mod.` of a compiled one); `write` puts the prefix back.
+    DataParallel checkpoint, `_orig_mod.` of a compiled one); `stored_names` puts it back. `sha256`
+    is of the bytes that these tensors were read from.
     """
 
     path: Path
     tensors: Tensors
     prefix: str
     metadata: dict[str, str]
+    sha256: str = ""
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -69,7 +68,8 @@ def read(path: Path) -> Checkpoint:
     Raises CheckpointError where the file is missing, empty, truncated, of another format, holds
     anything but tensors, or holds a NaN or an infinity.
     """
-    tensors, metadata = read_tensors(path)
+    content = _content(path)
+    tensors, metadata = _parsed(path, content)
     prefix = _common_prefix(tensors)
     tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     broken = [name for name, t in tensors.items() if t.is_floating_point() and not _all_finite(t)]
@@ -78,29 +78,12 @@ def read(path: Path) -> Checkpoint:
             f"{printable(path)}: NaN or infinity in {len(broken)} of {len(tensors)} tensors, first"
             f" {printable(broken[0])}; expected finite weights: restore an earlier checkpoint"
         )
-    return Checkpoint(path, tensors, prefix, metadata)
+    return Checkpoint(path, tensors, prefix, metadata, hashlib.sha256(content).hexdigest())
 
 
 def read_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
     """All tensors and the string metadata of a file, names and dtypes as stored."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(16)
-    except OSError as error:
-        raise CheckpointError(
-            f"{printable(path)}: cannot read the checkpoint: {error.strerror}; expected a"
-            " .safetensors, .pt, .pth or .th file"
-        ) from None
-    if not head:
-        raise CheckpointError(f"{printable(path)}: empty file (0 bytes); expected a checkpoint")
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path, head)
-    if path.suffix in PICKLE_SUFFIXES:
-        return _read_pickle(path), {}
-    raise CheckpointError(
-        f"{printable(path)}: unknown suffix {printable(path.suffix) or '(none)'}; expected"
-        " .safetensors, .pt, .pth or .th: rename the file to what it is"
-    )
+    return _parsed(path, _content(path))
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
@@ -116,36 +99,6 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     return total.hexdigest()
 
 
-def check_output(output: Path, *, force: bool, sources: tuple[Path, ...], size: int) -> None:
-    """Refuse an output that cannot or must not be written, before any work is done.
-
-    `size` is what will be written, in bytes. Raises InvalidUsage where the output exists without
-    `--force`, is one of `sources`, or is no place for a file; PbuError where it does not fit.
-    """
-    shown = printable(output)
-    if output.suffix != ".safetensors":
-        raise InvalidUsage(
-            f"{shown}: output is always safetensors; expected a name ending in .safetensors"
-        )
-    if any(source.exists() and output.exists() and source.samefile(output) for source in sources):
-        raise InvalidUsage(f"{shown}: output equal to input; name another file with -o")
-    if output.is_dir():
-        raise InvalidUsage(f"{shown}: is a folder; expected a file name for -o")
-    if output.exists() and not force:
-        raise InvalidUsage(f"{shown}: output exists; pass --force to replace it, or -o another")
-    folder = output.parent
-    if not folder.is_dir():
-        raise InvalidUsage(f"{printable(folder)}: no such folder for the output; make it first")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise PbuError(f"{printable(folder)}: no permission to write there; choose another -o")
-    free = shutil.disk_usage(folder).free
-    if free < size:
-        raise PbuError(
-            f"{printable(folder)}: no space: {size / 1e6:.1f} MB needed, {free / 1e6:.1f} MB free;"
-            " free some or choose another -o"
-        )
-
-
 def write(
     output: Path,
     tensors: Tensors,
@@ -157,108 +110,98 @@ def write(
     `verify` is given what was read back from the disk and raises to keep the file from
     appearing under its name. The same tensors and metadata give the same bytes.
     """
-    temporary = output.with_name(f".{output.name}.{secrets.token_hex(4)}.tmp")
-    try:
+    with replacing(output) as temporary:
         # Tied weights share memory, which safetensors refuses; the file stores each name whole.
         own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-        save_file(own, temporary, dict(metadata) or None)
+        expected = digest(own)
+        try:
+            safetensors.torch.save_file(own, temporary, dict(metadata) or None)
+        except SafetensorError as error:
+            raise OSError(errno.EIO, str(error)) from None
+        del own
         _sort_metadata(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        written, _ = read_tensors_back(temporary)
-        if digest(written) != digest(own):
+        written, _ = _parse(temporary.read_bytes())
+        if digest(written) != expected:
             raise PbuError(f"{printable(output)}: the disk did not give back what was written")
         if verify is not None:
             verify(written)
-        temporary.replace(output)
-    except (OSError, SafetensorError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise PbuError(
-            f"{printable(output)}: cannot write: {printable(reason or error)}; nothing was left"
-            " behind: free space or choose another -o"
-        ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+def _content(path: Path) -> bytes:
+    """The file's bytes: at most half the memory, for its tensors need as much again."""
     try:
-        _sync_folder(output.parent)
+        content = read_whole(path, memory() / 2)
     except OSError as error:
-        raise PbuError(
-            f"{printable(output)}: written, but its folder could not be synced"
-            f" ({printable(error.strerror or error)}): a power cut may undo it"
-        ) from None
-
-
-def _sync_folder(path: Path) -> None:
-    """Make the new name last. Where folders cannot be synced at all, or not read, nothing can."""
-    folder = -1
-    try:
-        folder = os.open(path, os.O_RDONLY)
-        os.fsync(folder)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EACCES):
-            raise
-    finally:
-        if folder >= 0:
-            os.close(folder)
-
-
-def read_tensors_back(path: Path) -> tuple[Tensors, dict[str, str]]:
-    """Tensors and metadata of a safetensors file of any name."""
-    with safe_open(path, framework="pt") as file:
-        names = list(file.keys())
-        return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
-
-
-def _read_safetensors(path: Path, head: bytes) -> tuple[Tensors, dict[str, str]]:
-    try:
-        tensors, metadata = read_tensors_back(path)
-    except (SafetensorError, OSError, ValueError, OverflowError) as error:
-        hint = "the file is truncated or damaged: copy it again"
-        if head.startswith((b"PK\x03\x04", b"\x80")):
-            hint = "it looks like a PyTorch pickle: rename it to .pt"
         raise CheckpointError(
-            f"{printable(path)}: not a safetensors file ({printable(error)}); {hint}"
+            f"{printable(path)}: cannot read the checkpoint: {error.strerror}; expected a"
+            " .safetensors, .pt, .pth or .th file"
         ) from None
+    if not content:
+        raise CheckpointError(f"{printable(path)}: empty file (0 bytes); expected a checkpoint")
+    if path.suffix not in (".safetensors", *PICKLE_SUFFIXES):
+        raise CheckpointError(
+            f"{printable(path)}: unknown suffix {printable(path.suffix) or '(none)'}; expected"
+            " .safetensors, .pt, .pth or .th: rename the file to what it is"
+        )
+    return content
+
+
+def _parsed(path: Path, content: bytes) -> tuple[Tensors, dict[str, str]]:
+    if path.suffix in PICKLE_SUFFIXES:
+        tensors, metadata = unpickle(path, content), dict[str, str]()
+    else:
+        try:
+            tensors, metadata = _parse(content)
+        except Exception as error:  # SafetensorError and, for what it lets through, torch's own
+            hint = "the file is truncated or damaged: copy it again"
+            if content.startswith((b"PK\x03\x04", b"\x80")):
+                hint = "it looks like a PyTorch pickle: rename it to .pt"
+            reason = str(error).partition("\n")[0]
+            raise CheckpointError(
+                f"{printable(path)}: not a safetensors file ({printable(reason)}); {hint}"
+            ) from None
     if not tensors:
         raise CheckpointError(f"{printable(path)}: holds no tensors; expected a classifier")
+    odd = next((name for name, tensor in tensors.items() if not _is_plain(tensor)), None)
+    if odd is not None:
+        raise CheckpointError(
+            f"{printable(path)}: {printable(odd)} is no plain tensor of real numbers; expected what"
+            " model.state_dict() holds of a classifier: save that"
+        )
+    if sum(tensor.nbytes for tensor in tensors.values()) > MOST_SHARED * len(content):
+        raise CheckpointError(
+            f"{printable(path)}: {len(content):,} bytes that stand for more than {MOST_SHARED}"
+            " times as many; expected each tensor stored once: save model.state_dict()"
+        )
     return tensors, metadata
 
 
-def _read_pickle(path: Path) -> Tensors:
-    try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise CheckpointError(
-            f"{printable(path)}: holds more than tensors, or is no PyTorch file, and pbu runs no"
-            " code from a checkpoint; expected torch.save(model.state_dict()): save that"
-        ) from None
-    except Exception as error:  # torch.load raises whatever a damaged archive makes it raise
-        reason = str(error).partition("\n")[0]
-        raise CheckpointError(
-            f"{printable(path)}: cannot be read as a PyTorch file ({printable(reason)[:160]}); the"
-            " file is truncated or damaged: copy it again"
-        ) from None
-    for _ in WRAPPERS:
-        inner = [key for key in WRAPPERS if isinstance(content, dict) and key in content]
-        if not inner or not isinstance(content[inner[0]], Mapping):
-            break
-        content = content[inner[0]]
-    if not isinstance(content, Mapping):
-        raise CheckpointError(
-            f"{printable(path)}: holds a {type(content).__name__}; expected a state_dict"
-        )
-    tensors = {
-        name: tensor.detach()
-        for name, tensor in content.items()
-        if isinstance(name, str) and isinstance(tensor, Tensor)
-    }
-    if not tensors or len(tensors) < len(content):
-        found = next((key for key in content if key not in tensors), "nothing")
-        raise CheckpointError(
-            f"{printable(path)}: expected a state_dict (names to tensors), got"
-            f" {printable(found)} among {len(content)} entries; save model.state_dict()"
-        )
-    return tensors
+def _parse(content: bytes) -> tuple[Tensors, dict[str, str]]:
+    """Tensors and metadata of a safetensors file. safetensors itself finds lengths, offsets and
+    shapes that lie; of keys that stand twice it would take the last."""
+    tensors = safetensors.torch.load(content)
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length], object_pairs_hook=_without_doubles)
+    return tensors, header.get("__metadata__") or {}
+
+
+def _without_doubles(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"{printable(key)} stands twice in the header")
+        found[key] = value
+    return found
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Real numbers in memory, each of them its own: an expanded tensor can claim any size."""
+    return (
+        tensor.layout == torch.strided
+        and tensor.device.type == "cpu"
+        and not (tensor.is_quantized or tensor.is_nested or tensor.is_complex())
+        and tensor.nbytes <= tensor.untyped_storage().nbytes()
+    )
 
 
 def _common_prefix(tensors: Tensors) -> str:

@@ -45,7 +45,7 @@ from pbu_cli.options import (
     Std,
     wanted_of,
 )
-from pbu_cli.settings import FORGOTTEN, SCHEMA, Schedule, Weights
+from pbu_cli.settings import FORGOTTEN, SAFETENSORS, SCHEMA, Schedule, Weights
 
 if TYPE_CHECKING:
     from pbu_cli.case import Case, Wanted
@@ -105,8 +105,8 @@ def fisher(
     quiet: Quiet = False,
 ) -> None:
     """Measure the Fisher diagonal of the forget images and write it to a file."""
-    from pbu_cli.checkpoint import check_output
     from pbu_cli.commands import measure_fisher, timed
+    from pbu_cli.files import check_output, claimed
     from pbu_cli.fisher_file import write_fisher
 
     screen, log = _screen(as_json, quiet)
@@ -116,18 +116,19 @@ def fisher(
     place = output or checkpoint.with_suffix(".fisher.safetensors")
     shapes = case.subject.checkpoint.shapes
     count = sum(prod(shapes[name]) for name in case.trained)
-    check_output(place, force=force, sources=(checkpoint,), size=4 * count)
+    check_output(place, force=force, sources=(checkpoint,), size=4 * count, suffix=SAFETENSORS)
     if dry_run:
         _finish_dry(screen, log, "fisher", place)
         return
     loading = lap()
     images = len(case.images.pixels)
-    with screen.progress("Fisher", images) as bar:
-        diagonal = measure_fisher(
-            case, estimator, draws=draws, seed=seed, done=lambda n: bar(n, "")
-        )
-    measuring = lap()
-    write_fisher(place, case, diagonal, estimator, draws, seed)
+    with claimed(place, force=force):
+        with screen.progress("Fisher", images) as bar:
+            diagonal = measure_fisher(
+                case, estimator, draws=draws, seed=seed, done=lambda n: bar(n, "")
+            )
+        measuring = lap()
+        write_fisher(place, case, diagonal, estimator, draws, seed)
     total = sum(value.cpu().double().sum().item() for value in diagonal.values())
     blocks: dict[str, list[str]] = {}
     for name in case.trained:
@@ -198,8 +199,8 @@ def unlearn(
     quiet: Quiet = False,
 ) -> None:
     """Make the checkpoint forget the class and write the sanitized weights."""
-    from pbu_cli.checkpoint import check_output
     from pbu_cli.commands import measure_fisher, sanitise, timed
+    from pbu_cli.files import check_output, claimed
     from pbu_cli.fisher_file import read_fisher
 
     screen, log = _screen(as_json, quiet)
@@ -214,8 +215,13 @@ def unlearn(
     count = sum(prod(shapes[name]) for name in case.trained)
     log("trains", f"{count:,} parameters in {len(case.trained)} tensors", f"--layers {layers}")
     tensors = case.subject.checkpoint.tensors.values()
-    inputs = (checkpoint, fisher) if fisher else (checkpoint,)
-    check_output(place, force=force, sources=inputs, size=sum(t.nbytes for t in tensors))
+    check_output(
+        place,
+        force=force,
+        sources=(fisher,) if fisher else (),
+        size=sum(tensor.nbytes for tensor in tensors),
+        suffix=SAFETENSORS,
+    )
     diagonal: dict[str, Any] = {}
     if fisher is not None:
         diagonal, used = read_fisher(fisher, case, case.trained)
@@ -224,23 +230,24 @@ def unlearn(
         _finish_dry(screen, log, "unlearn", place)
         return
     loading = lap()
-    if fisher is None and beta > 0:
-        with screen.progress("Fisher", len(case.images.pixels)) as bar:
-            diagonal = measure_fisher(
-                case, estimator, draws=draws, seed=seed, done=lambda n: bar(n, "")
+    with claimed(place, force=force):
+        if fisher is None and beta > 0:
+            with screen.progress("Fisher", len(case.images.pixels)) as bar:
+                diagonal = measure_fisher(
+                    case, estimator, draws=draws, seed=seed, done=lambda n: bar(n, "")
+                )
+        measuring = lap()
+        with screen.progress("unlearning", steps) as bar:
+            done = sanitise(
+                case,
+                diagonal,
+                place,
+                weights=weights,
+                schedule=schedule,
+                seen=lambda p: bar(
+                    p.seen.step, f"recognised {p.seen.recognised:5.1f} %  drift {p.seen.drift:.3f}"
+                ),
             )
-    measuring = lap()
-    with screen.progress("unlearning", steps) as bar:
-        done = sanitise(
-            case,
-            diagonal,
-            place,
-            weights=weights,
-            schedule=schedule,
-            seen=lambda p: bar(
-                p.seen.step, f"recognised {p.seen.recognised:5.1f} %  drift {p.seen.drift:.3f}"
-            ),
-        )
     unlearning = lap()
     name = case.subject.class_name
     classes = ", ".join(name(c) for c in sorted(set(case.image_labels.tolist())))

@@ -36,6 +36,21 @@ class CriterionNotMet(PbuError):
     exit_code = 5
 
 
+class Stopped(BaseException):
+    """A signal that asks pbu to end; its exit code is 128 and the signal's number.
+
+    No Exception, so that nothing that recovers from errors takes it for one.
+
+    >>> str(Stopped(15)).partition(";")[0], Stopped(15).exit_code
+    ('terminated', 143)
+    """
+
+    def __init__(self, number: int) -> None:
+        word = "interrupted" if number == 2 else "terminated"
+        super().__init__(f"{word}; every file is whole, or was not written")
+        self.exit_code = 128 + number
+
+
 def printable(text: object, limit: int = 300) -> str:
     r"""Text from outside as one harmless line: control characters escaped, length bounded.
 

@@ -42,6 +42,7 @@ from torch import Tensor
 
 from pbu_cli.errors import ImageError, printable
 from pbu_cli.folders import EXPECTED, Group
+from pbu_cli.machine import memory
 
 Size = tuple[int, int]  # height, width
 Result = TypeVar("Result")
@@ -239,16 +240,6 @@ def _own_size(groups: Sequence[Group], workers: int | None) -> Size:
             " --size to resize them to"
         )
     return next(iter(sizes), (1, 1))  # no header can be read: `decode` names the images
-
-
-def memory() -> float:
-    """Bytes of memory of the machine or, where that is less, of the container; else infinity."""
-    limits = [math.inf]
-    with suppress(OSError, ValueError, AttributeError):  # Windows has no sysconf
-        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    with suppress(OSError, ValueError):  # no cgroup v2, or "max"
-        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return min(limits)
 
 
 def _check_memory(shape: tuple[int, ...]) -> None:

@@ -12,12 +12,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from pbu_cli import checkpoint
-from pbu_cli.errors import CheckpointError, InvalidUsage, PbuError
+from pbu_cli.errors import CheckpointError, PbuError
+from pbu_cli.pickles import PICKLE_SUFFIXES
 
 TENSORS = {"conv1.weight": torch.randn(4, 3), "bn.num_batches_tracked": torch.tensor(7)}
 
 
-@pytest.mark.parametrize("suffix", checkpoint.PICKLE_SUFFIXES)
+@pytest.mark.parametrize("suffix", PICKLE_SUFFIXES)
 @pytest.mark.parametrize("wrapper", [None, "state_dict", "model"])
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
 def test_pickles_are_read_without_wrapper_and_prefix(tmp_path, suffix, wrapper, prefix):
@@ -128,28 +129,6 @@ def test_bad_files_are_one_line_of_what_and_what_next(tmp_path):
         assert name in message
         assert "\n" not in message, name
         assert len(message) < 600, name
-
-
-def test_an_output_that_must_not_be_written_is_refused_before_any_work(tmp_path):
-    source, taken = tmp_path / "in.safetensors", tmp_path / "taken.safetensors"
-    for path in (source, taken):
-        path.write_bytes(b"x")
-
-    def check(output: Path, force: bool = False, size: int = 1) -> None:
-        checkpoint.check_output(output, force=force, sources=(source,), size=size)
-
-    check(tmp_path / "new.safetensors")
-    check(taken, force=True)
-    for output, force, match in (
-        (taken, False, "--force"),
-        (source, True, "equal to input"),
-        (tmp_path / "out.pt", False, "always safetensors"),
-        (tmp_path / "no" / "out.safetensors", False, "no such folder"),
-    ):
-        with pytest.raises(InvalidUsage, match=match):
-            check(output, force)
-    with pytest.raises(PbuError, match="no space"):
-        check(tmp_path / "big.safetensors", size=1 << 60)
 
 
 @pytest.mark.parametrize("failure", [PbuError("no"), KeyboardInterrupt("no"), SystemExit("no")])

@@ -356,7 +356,7 @@ def bad_cases(digits: DemoFiles, folder: Path) -> dict[str, tuple[list[object], 
         "CUDA where there is none": ([*ok, "--device", "cuda:9"], 1, "--device"),
         "no such device": ([*ok, "--device", "tpu"], 2, "--device"),
         "output exists": ([*ok, "-o", taken], 2, "--force"),
-        "output is the input": ([*ok, "-o", digits.checkpoint, "--force"], 2, "equal to input"),
+        "output is the Fisher file": ([*ok, "--fisher", taken, "-o", taken, "--force"], 2, "equal"),
         "output in no folder": ([*ok, "-o", folder / "no" / "x.safetensors"], 2, "no such folder"),
         "every class": (
             [digits.checkpoint, "--forget", digits.train], 4, "none would be left to keep",
@@ -483,7 +483,7 @@ def test_an_interrupted_run_says_so_and_leaves_nothing_behind(
     finally:
         process.kill()
     word = "interrupted" if number == signal.SIGINT else "terminated"
-    whole = "every checkpoint and Fisher file is whole, or was not written"
+    whole = "every file is whole, or was not written"
     assert process.stderr.read() == f"error: {word}; {whole}\n"
     assert not list(tmp_path.iterdir())
 

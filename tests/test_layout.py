@@ -15,6 +15,10 @@ PACKAGE = Path(__file__).resolve().parents[1] / "pbu_cli"
 ORDER = [
     "errors",
     "settings",
+    "files",
+    "signals",
+    "machine",
+    "pickles",
     "checkpoint",
     "description",
     "architecture",
