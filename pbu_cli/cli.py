@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pbu_cli import __version__
+from pbu_cli.benchmark_cli import benchmark
 from pbu_cli.errors import CriterionNotMet, InvalidUsage
 from pbu_cli.options import (
     IMAGES,
@@ -448,6 +449,9 @@ def demo(
             break
     document = {**_heading("demo", log), "output": str(output), "commands": documents}
     _conclude(screen, document, failure)
+
+
+app.command()(benchmark)
 
 
 def _screen(as_json: bool, quiet: bool) -> tuple[Screen, Log]:

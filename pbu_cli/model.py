@@ -21,30 +21,20 @@ def build(architecture: Architecture) -> nn.Module:
 
     Raises InvalidUsage for an image size that the architecture does not come in.
     """
-    from torchvision.models import get_model
-
-    name = architecture.name
-    options: dict[str, Any] = {"num_classes": architecture.num_classes}
-    if name in AUXILIARY:
-        options["aux_logits"] = architecture.aux_logits
-        options["init_weights"] = False
-        options["transform_input"] = False
-    if architecture.image_size is not None:
-        # MaxViT takes height and width, and under another name.
-        size = architecture.image_size
-        options |= {"input_size": (size, size)} if "maxvit" in name else {"image_size": size}
     with WeightsOnMeta():
-        try:
-            model: nn.Module = get_model(name, weights=None, **options)
-        except ValueError as error:
-            if architecture.image_size is None:
-                raise
-            raise InvalidUsage(
-                f"--size {architecture.image_size}: {name} does not come in this size: {error}"
-            ) from error
-        _adapt_stem(model, architecture)
+        model = _construct(architecture, init_weights=False)
     _allocate(model)
     return model.eval()
+
+
+def initialised(architecture: Architecture, seed: int) -> nn.Module:
+    """The same with torchvision's own initial weights, drawn by `seed`: a network to train.
+
+    Raises InvalidUsage as `build` does.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _construct(architecture, init_weights=True).eval()
 
 
 def load(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -86,6 +76,31 @@ class WeightsOnMeta(TorchFunctionMode):
         if func is torch.empty:
             kwargs = {**kwargs, "device": "meta"}
         return func(*args, **kwargs)
+
+
+def _construct(architecture: Architecture, *, init_weights: bool) -> nn.Module:
+    from torchvision.models import get_model
+
+    name = architecture.name
+    options: dict[str, Any] = {"num_classes": architecture.num_classes}
+    if name in AUXILIARY:
+        options["aux_logits"] = architecture.aux_logits
+        options["init_weights"] = init_weights
+        options["transform_input"] = False
+    if architecture.image_size is not None:
+        # MaxViT takes height and width, and under another name.
+        size = architecture.image_size
+        options |= {"input_size": (size, size)} if "maxvit" in name else {"image_size": size}
+    try:
+        model: nn.Module = get_model(name, weights=None, **options)
+    except ValueError as error:
+        if architecture.image_size is None:
+            raise
+        raise InvalidUsage(
+            f"--size {architecture.image_size}: {name} does not come in this size: {error}"
+        ) from error
+    _adapt_stem(model, architecture)
+    return model
 
 
 def _adapt_stem(model: nn.Module, architecture: Architecture) -> None:

@@ -144,6 +144,14 @@ def _own_network(checkpoint: Checkpoint, arch: str) -> Network:
     )
 
 
+def own_module(arch: str) -> nn.Module:
+    """What the user's `--arch FILE.py:FUNCTION` or `pkg.mod:FUNCTION` returns, as it is.
+
+    Raises InvalidUsage where it cannot be imported or called, or returns no module.
+    """
+    return _call(_imported(arch), arch)
+
+
 def _faults(expected: Shapes, found: Shapes) -> list[str]:
     faults = [f"{n} is missing" for n in expected if n not in found and not n.endswith(COUNTER)]
     faults += [f"{printable(n, 80)} is unexpected" for n in found if n not in expected]

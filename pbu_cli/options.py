@@ -176,7 +176,7 @@ def wanted_of(
         labels=tuple(labels or ()),
         mean=_numbers("--mean", mean),
         std=_numbers("--std", std, positive=True),
-        size=_pixels(size),
+        size=pixels_of(size),
         channels=channels,
         device=device,
         batch_size=batch_size,
@@ -200,7 +200,7 @@ def _numbers(flag: str, text: str | None, *, positive: bool = False) -> tuple[fl
     return numbers
 
 
-def _pixels(text: str | None) -> tuple[int, int] | None:
+def pixels_of(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     parts = text.lower().split("x")

@@ -53,8 +53,19 @@ ORDER = [
     "evaluation",
     "criteria",
     "demo",
+    "feed",
+    "recipe",
+    "datasets",
+    "candidate",
+    "paper",
+    "baselines",
+    "cells",
+    "benchmark",
+    "picture",
+    "scoreboard",
     "console",
     "options",
+    "benchmark_cli",
     "cli",
     "__main__",
 ]
@@ -65,24 +76,27 @@ OUTSIDE_NUMERIC = {"typer", "rich", "safetensors", "torchvision", "PIL", "pathli
 
 
 def imports(module: str) -> tuple[set[str], set[str]]:
-    """(modules of the package, top-level modules of others) imported anywhere in a module."""
+    """(modules of the package, top-level modules of others) imported anywhere in a module, or in
+    the modules of a subpackage."""
     own, other = set(), set()
-    tree = ast.parse((PACKAGE / f"{module}.py").read_text())
-    for node in ast.walk(tree):
+    package = PACKAGE / module
+    paths = sorted(package.glob("*.py")) if package.is_dir() else [PACKAGE / f"{module}.py"]
+    for node in (node for path in paths for node in ast.walk(ast.parse(path.read_text()))):
         if isinstance(node, ast.Import):
             other |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module == "pbu_cli":
-            own |= {a.name for a in node.names if (PACKAGE / f"{a.name}.py").exists()}
+            own |= {alias.name for alias in node.names if alias.name in ORDER}
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pbu_cli."):
             own.add((node.module or "").split(".")[1])
         elif isinstance(node, ast.ImportFrom):
             other.add((node.module or "").partition(".")[0])
-    return own, other
+    return own - ({module} if package.is_dir() else set()), other
 
 
 def test_every_module_has_its_place() -> None:
-    found = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
-    assert found == set(ORDER)
+    modules = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    packages = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert modules | packages == set(ORDER)
 
 
 @pytest.mark.parametrize("module", ORDER)
@@ -99,11 +113,16 @@ def test_numeric_modules_know_nothing_of_files_and_screens(module: str) -> None:
 
 
 def test_rich_and_typer_stay_in_their_rooms() -> None:
-    for name, places in (("rich", ["console"]), ("typer", ["options", "cli"])):
+    for name, places in (("rich", ["console"]), ("typer", ["options", "benchmark_cli", "cli"])):
         assert [module for module in ORDER if name in imports(module)[1]] == places
 
 
-HELPS = [[], ["fisher"], ["unlearn"], ["evaluate"], ["demo"]]
+def test_only_the_benchmark_knows_of_the_methods_it_compares_with() -> None:
+    users = {module for module in ORDER if "baselines" in imports(module)[0]}
+    assert users == {"benchmark", "benchmark_cli"}
+
+
+HELPS = [[], ["benchmark"], ["fisher"], ["unlearn"], ["evaluate"], ["demo"]]
 CHECK = """
 import sys
 from pbu_cli.__main__ import run

@@ -1,0 +1,56 @@
+"""Go on training the original without the class, and trust that it fades.
+
+Source: the "finetune" of Panda, Sourav, Prathosh, AAAI 2025, arXiv 2403.16246; cross-entropy on
+the retained images from theta*. Reads the retained images.
+
+From the authors' notebook: Adam at 1e-3. Deviations: a third of the original's epochs, not as many
+(with as many it costs what retraining does); batches and variation of the images as in the recipe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+import torch
+
+from pbu_cli.baselines.task import Method, Result, Task
+from pbu_cli.recipe import Recipe, descend, shuffled_epochs
+
+
+@dataclass(frozen=True)
+class Settings:
+    rate: float = 1e-3
+    share: float = 1 / 3  # of the original's epochs
+
+
+SETTINGS = Settings()
+
+
+def epochs(recipe: Recipe, settings: Settings = SETTINGS) -> int:
+    """At least one.
+
+    >>> epochs(Recipe(30)), epochs(Recipe(1))
+    (10, 1)
+    """
+    return max(1, round(settings.share * recipe.epochs))
+
+
+def unlearn(task: Task) -> Iterator[Result]:
+    """Cross-entropy on what is left, from the original's weights."""
+    network = task.copied().train()
+    optimiser = torch.optim.Adam(network.parameters(), SETTINGS.rate)
+    for inputs, labels in shuffled_epochs(
+        task.retained, task.recipe, epochs(task.recipe), task.seed
+    ):
+        descend(network, optimiser, inputs, labels)
+    yield Result(network.eval())
+
+
+METHOD = Method(
+    "finetune",
+    "retained",
+    unlearn,
+    lambda forget, retained, recipe: epochs(recipe) * retained,
+    asdict(SETTINGS),
+)

@@ -1,0 +1,61 @@
+"""`pbu unlearn original.safetensors --forget CLASS --label CLASS`, unchanged, with its defaults.
+
+Source: this package. The checkpoint and the forget images are written to files as the command
+reads them, the images as PNG without loss, and it infers all else; the seconds are those of the
+command less the start of the interpreter, with the writing of its inputs. Reads the forget images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from PIL import Image
+
+from pbu_cli.baselines.task import Method, Result, Task
+from pbu_cli.case import Wanted, assemble, load_subject
+from pbu_cli.checkpoint import write
+from pbu_cli.commands import measure_fisher, sanitise
+from pbu_cli.feed import Feed
+from pbu_cli.settings import Schedule, Weights
+
+
+def unlearn(task: Task) -> Iterator[Result]:
+    """The command's own steps on files of their own."""
+    schedule = replace(Schedule(), seed=task.seed)
+    with TemporaryDirectory() as scratch:
+        checkpoint, output = (Path(scratch) / f"{n}.safetensors" for n in ("original", "unlearned"))
+        write(checkpoint, dict(task.original.state_dict()), dict(task.metadata or {}))
+        folder = Path(scratch) / str(task.label)
+        write_images(task.forget, folder)
+        # Said, since what a badly trained original calls the images is no matter here.
+        wanted = Wanted(arch=task.arch, labels=(str(task.label),), device=str(task.forget.device))
+        subject = load_subject(checkpoint, wanted, _unheard)
+        case = assemble(subject, [str(folder)], wanted, _unheard, layers="last")
+        diagonal = measure_fisher(case, "empirical", seed=task.seed)
+        done = sanitise(case, diagonal, output, weights=Weights(), schedule=schedule)
+    # One pass to look, one for the Fisher diagonal, the steps, and one over what was written.
+    task.forget.seen(3 * len(task.forget) + done.steps * schedule.batch_size)
+    yield Result(subject.network.module)
+
+
+def write_images(feed: Feed, folder: Path) -> None:
+    """The images as PNG files, in order, grey or RGB."""
+    folder.mkdir()
+    for number, pixels in enumerate(feed.pixels.movedim(1, -1).squeeze(-1).numpy()):
+        Image.fromarray(pixels).save(folder / f"{number:06d}.png")
+
+
+def _unheard(what: str, value: str, source: str) -> None:
+    """What is inferred is what the benchmark knows."""
+
+
+METHOD = Method(
+    "pbu",
+    "forget",
+    unlearn,
+    lambda forget, retained, recipe: 3 * forget + Schedule.steps * Schedule.batch_size,
+    {"weights": vars(Weights()), "schedule": vars(Schedule()), "layers": "last"},
+)
