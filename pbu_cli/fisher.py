@@ -22,6 +22,7 @@ from torch.utils.checkpoint import CheckpointError
 
 from pbu_cli.errors import InvalidUsage, PbuError
 from pbu_cli.estimators import drawn, empirical, exact
+from pbu_cli.machine import keep_freed_memory
 from pbu_cli.plan import ALONE, Plan, propose, tolerance
 from pbu_cli.squares import Columns, Parameters, Totals, add, add_alone, add_at_once, require, zeros
 from pbu_cli.taps import checked_logits
@@ -56,6 +57,7 @@ def fisher_diagonal(
     """
     if estimator == "mc" and draws < 1:
         raise InvalidUsage(f"the number of draws has to be 1 or more, got {draws}")
+    keep_freed_memory()
     wanted = _named(model, parameters)
     generator = torch.Generator().manual_seed(seed)
     plans: dict[torch.Size, Plan] = {}

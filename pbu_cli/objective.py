@@ -101,27 +101,20 @@ def penalty_weights(
     return {name: fisher[name] * scale + weights.gamma for name in theta}
 
 
-@torch.no_grad()
-def add_penalty_gradient(
-    out: Sequence[Tensor],
+def penalised(
     gradients: Sequence[Tensor],
     theta: Sequence[Tensor],
     theta_star: Sequence[Tensor],
     slopes: Sequence[Tensor],
-) -> None:
-    """out_i = gradient_i + slope_i (theta_i - theta*_i), with slope_i = 2 w_i for the weights of
+) -> list[Tensor]:
+    """gradient_i + slope_i (theta_i - theta*_i), with slope_i = 2 w_i for the weights of
     `penalty_weights`: the closed form, never through autograd.
 
-    Into memory of the caller's, since to allocate it anew every step costs more than to fill it,
-    and not into the gradients, of which autograd may hand out one for two parameters.
+    Not in place: autograd may hand out one tensor as the gradient of two parameters.
 
-    >>> out, one, three = torch.empty(()), torch.tensor(1.0), torch.tensor(3.0)
-    >>> add_penalty_gradient([out], [one], [three], [one], [one])
-    >>> out
-    tensor(3.)
+    >>> one, three = torch.tensor(1.0), torch.tensor(3.0)
+    >>> penalised([one], [three], [one], [one])
+    [tensor(3.)]
     """
-    into = list(out)
-    torch._foreach_copy_(into, list(theta))
-    torch._foreach_sub_(into, list(theta_star))
-    torch._foreach_mul_(into, list(slopes))
-    torch._foreach_add_(into, list(gradients))
+    apart = torch._foreach_sub(list(theta), list(theta_star))
+    return list(torch._foreach_addcmul(list(gradients), apart, list(slopes)))

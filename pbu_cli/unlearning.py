@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from pbu_cli import objective
+from pbu_cli.descent import Descent
 from pbu_cli.errors import PbuError
 from pbu_cli.logits import normalise
+from pbu_cli.machine import keep_freed_memory
 from pbu_cli.settings import FORGOTTEN, HEAVIEST, Preprocessing, Schedule, Weights
 from pbu_cli.stopping import SLOWER, Decision, Seen, decide
 
@@ -73,6 +75,7 @@ def unlearn(
     where beta is 0. The last Progress carries the reason for stopping. Raises PbuError, with
     theta* restored, where the loss becomes NaN or infinite.
     """
+    keep_freed_memory()
     model.eval()
     named = dict(model.named_parameters())
     theta = [named[name] for name in trained]
@@ -86,14 +89,8 @@ def unlearn(
     with only_trained(model, theta):
         reference = objective.restricted_log_softmax(images.answers, images.forgotten)
         rate = calibrated_rate(model, images, theta, factors, schedule)
-        groups = [
-            {"params": [p for p, f in zip(theta, factors, strict=True) if f == factor], "f": factor}
-            for factor in sorted(set(factors))
-        ]
-        optimiser = torch.optim.Adam(groups, lr=rate, fused=True)
-        penalised = [torch.zeros_like(parameter) for parameter in theta]
-        for parameter, gradient in zip(theta, penalised, strict=True):
-            parameter.grad = gradient
+        trial = model(images.inputs(torch.arange(min(2, len(images)), device=device)))
+        descent = Descent(theta, theta_star, slopes, factors, trial)
         window = _Window(schedule, len(images), device)
         alpha = torch.full((), weights.alpha, device=device)
         finite = torch.full((), True, device=device)
@@ -108,12 +105,7 @@ def unlearn(
                 loss = alpha * objective.excess_odds(odds, schedule.tau) + weights.delta * drift
             else:
                 loss = alpha * objective.log_likelihood(answers, images.labels[index])
-            gradients = torch.autograd.grad(loss, theta, materialize_grads=True)
-            objective.add_penalty_gradient(penalised, gradients, theta, theta_star, slopes)
-            share = rate_share(step, schedule)
-            for group in optimiser.param_groups:
-                group["lr"] = rate * group["f"] * share
-            optimiser.step()
+            descent.step(loss, rate * rate_share(step, schedule))
             finite &= loss.detach().isfinite()
             window.add(odds.detach(), drift.detach())
             alpha = _adapted(alpha, window.recognised(), weights, schedule)
@@ -129,7 +121,7 @@ def unlearn(
             decision = decide(history, steps=schedule.steps, bounded=bounded)
             if decision.action == "back off":
                 _restore(theta, theta_star)
-                optimiser.state.clear()  # its momentum is that of the way just left
+                descent.restart()
                 window = _Window(schedule, len(images), device)
                 alpha = torch.full_like(alpha, weights.alpha)
             elif decision.action == "give up":
@@ -141,8 +133,6 @@ def unlearn(
                 break
             if decision.action == "back off":
                 rate *= SLOWER
-        for parameter in theta:
-            parameter.grad = None
 
 
 def shifted(pixels: Tensor, copies: int, seed: int) -> Tensor:

@@ -37,6 +37,7 @@ ORDER = [
     "squares",
     "fisher",
     "objective",
+    "descent",
     "stopping",
     "trunk",
     "unlearning",
@@ -71,7 +72,7 @@ ORDER = [
 ]
 _FISHER = ORDER[ORDER.index("layer_rules") : ORDER.index("fisher") + 1]
 _AUDIT = {"metrics", "roc", "probe", "membership", "similarity", "relearning"}
-NUMERIC = {*_FISHER, *_AUDIT, "objective", "stopping", "trunk"}
+NUMERIC = {*_FISHER, *_AUDIT, "objective", "descent", "stopping", "trunk"}
 OUTSIDE_NUMERIC = {"typer", "rich", "safetensors", "torchvision", "PIL", "pathlib", "os"}
 
 
