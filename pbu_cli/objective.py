@@ -101,6 +101,7 @@ def penalty_weights(
     return {name: fisher[name] * scale + weights.gamma for name in theta}
 
 
+@torch.no_grad()
 def penalised(
     gradients: Sequence[Tensor],
     theta: Sequence[Tensor],

@@ -21,7 +21,7 @@ import torch
 
 from pbu_cli.baselines.task import Method, Result, Task
 from pbu_cli.fisher import fisher_diagonal
-from pbu_cli.objective import add_penalty_gradient, log_likelihood
+from pbu_cli.objective import log_likelihood, penalised
 
 
 @dataclass(frozen=True)
@@ -49,15 +49,14 @@ def unlearn(task: Task, settings: Settings = SETTINGS) -> Iterator[Result]:
         2 * (settings.beta * total / len(task.forget) + settings.gamma) for total in sums.values()
     ]
     optimiser = torch.optim.Adam(theta, settings.rate)
-    for parameter in theta:
-        parameter.grad = torch.zeros_like(parameter)
     for epoch in range(1, settings.epochs + 1):
         network.train()
         for inputs, labels in task.forget.shuffled(settings.batch_size, generator):
             loss = settings.alpha * log_likelihood(network(inputs), labels)
             gradients = torch.autograd.grad(loss, theta, materialize_grads=True)
-            into = [parameter.grad for parameter in theta if parameter.grad is not None]
-            add_penalty_gradient(into, gradients, theta, theta_star, slopes)
+            whole = penalised(gradients, theta, theta_star, slopes)
+            for parameter, gradient in zip(theta, whole, strict=True):
+                parameter.grad = gradient
             optimiser.step()
         yield Result(network.eval(), f"epoch {epoch}")
 
