@@ -6,27 +6,43 @@ names and metadata are data, never code. What is written is read back before it 
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from pbu_cli.errors import CheckpointError, PbuError, printable
 from pbu_cli.files import read_whole, replacing
+from pbu_cli.json_text import from_json
 from pbu_cli.machine import memory
 from pbu_cli.pickles import PICKLE_SUFFIXES, unpickle
 
 Tensors = dict[str, Tensor]
 
 PREFIXES = ("module.", "_orig_mod.", "model.")
+DTYPES = {  # those of the safetensors format that hold real numbers, one or more bytes each
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint64: "U64",
+    torch.uint32: "U32",
+    torch.uint16: "U16",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 MOST_SHARED = 4  # times that the tensors of a file may be larger than it: tied weights are
 
 
@@ -53,6 +69,11 @@ class Checkpoint:
     def stored_names(self, tensors: Tensors) -> Tensors:
         """The same tensors under the names that the file itself uses."""
         return {self.prefix + name: tensor for name, tensor in tensors.items()}
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Of the file that these tensors were read from, whatever lies there by now."""
+        return Fingerprint(self.sha256, digest(self.stored_names(self.tensors)))
 
     def under(self, prefix: str) -> Checkpoint:
         """The same with `prefix`, a part of its own, taken off the stored names and no more."""
@@ -86,6 +107,20 @@ def read_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
     return _parsed(path, _content(path))
 
 
+@dataclass(frozen=True)
+class Fingerprint:
+    """sha256 of a file's bytes, and of the tensors in it alone, as `digest` has it."""
+
+    sha256: str
+    tensors: str
+
+
+def fingerprint(path: Path) -> Fingerprint:
+    """Of a checkpoint or Fisher file as it lies there; names as stored. Raises CheckpointError."""
+    content = _content(path)
+    return Fingerprint(hashlib.sha256(content).hexdigest(), digest(_parsed(path, content)[0]))
+
+
 def digest(tensors: Mapping[str, Tensor]) -> str:
     """sha256 over names, dtypes, shapes and bytes, in the order of the names.
 
@@ -95,7 +130,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         total.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode(errors="replace"))
-        total.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        total.update(_raw(tensor))
     return total.hexdigest()
 
 
@@ -110,21 +145,47 @@ def write(
     `verify` is given what was read back from the disk and raises to keep the file from
     appearing under its name. The same tensors and metadata give the same bytes.
     """
+    header = _header(tensors, metadata)
+    expected = digest(tensors)
     with replacing(output) as temporary:
-        # Tied weights share memory, which safetensors refuses; the file stores each name whole.
-        own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-        expected = digest(own)
-        try:
-            safetensors.torch.save_file(own, temporary, dict(metadata) or None)
-        except SafetensorError as error:
-            raise OSError(errno.EIO, str(error)) from None
-        del own
-        _sort_metadata(temporary)
+        # Not by safetensors, whose own temporary file would outlive a killed run.
+        with temporary.open("xb") as file:
+            file.write(len(header).to_bytes(8, "little") + header)
+            for name in _file_order(tensors):
+                file.write(_raw(tensors[name]))
         written, _ = _parse(temporary.read_bytes())
         if digest(written) != expected:
             raise PbuError(f"{printable(output)}: the disk did not give back what was written")
         if verify is not None:
             verify(written)
+
+
+def _header(tensors: Tensors, metadata: Mapping[str, str]) -> bytes:
+    """The header of a safetensors file: metadata in order, tensors with what they are and where
+    they stand; filled up with spaces so that the first of them is aligned."""
+    fields: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    end = 0
+    for name in _file_order(tensors):
+        tensor = tensors[name]
+        start, end = end, end + tensor.nbytes
+        fields[name] = {
+            "dtype": DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
+    return text.ljust(-(-len(text) // 8) * 8)
+
+
+def _file_order(tensors: Tensors) -> list[str]:
+    """Widest dtypes first, so that each tensor is aligned; then by name."""
+    return sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+
+
+def _raw(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor, little-endian as on every machine that torch runs on."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data
 
 
 def _content(path: Path) -> bytes:
@@ -162,7 +223,9 @@ def _parsed(path: Path, content: bytes) -> tuple[Tensors, dict[str, str]]:
             ) from None
     if not tensors:
         raise CheckpointError(f"{printable(path)}: holds no tensors; expected a classifier")
-    odd = next((name for name, tensor in tensors.items() if not _is_plain(tensor)), None)
+    odd = next(
+        (n for n, tensor in tensors.items() if not (_is_text(n) and _is_plain(tensor))), None
+    )
     if odd is not None:
         raise CheckpointError(
             f"{printable(path)}: {printable(odd)} is no plain tensor of real numbers; expected what"
@@ -181,25 +244,22 @@ def _parse(content: bytes) -> tuple[Tensors, dict[str, str]]:
     shapes that lie; of keys that stand twice it would take the last."""
     tensors = safetensors.torch.load(content)
     length = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + length], object_pairs_hook=_without_doubles)
+    header = from_json(content[8 : 8 + length])
     return tensors, header.get("__metadata__") or {}
 
 
-def _without_doubles(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"{printable(key)} stands twice in the header")
-        found[key] = value
-    return found
+def _is_text(name: str) -> bool:
+    """Whether a name can be written: lone surrogates cannot."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def _is_plain(tensor: Tensor) -> bool:
     """Real numbers in memory, each of them its own: an expanded tensor can claim any size."""
     return (
         tensor.layout == torch.strided
+        and tensor.dtype in DTYPES
         and tensor.device.type == "cpu"
-        and not (tensor.is_quantized or tensor.is_nested or tensor.is_complex())
+        and not tensor.is_nested
         and tensor.nbytes <= tensor.untyped_storage().nbytes()
     )
 
@@ -217,17 +277,3 @@ def _all_finite(tensor: Tensor) -> bool:
     # float8 has no isfinite; a sum in float32 would be quicker but can overflow on its own.
     wide = tensor.float() if tensor.element_size() == 1 else tensor
     return bool(torch.isfinite(wide).all())
-
-
-def _sort_metadata(path: Path) -> None:
-    """Put the header's metadata in order: safetensors writes it in an order drawn at random."""
-    with path.open("r+b") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-        if "__metadata__" not in header:
-            return
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        ordered = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-        assert len(ordered) <= length, "reordering a header cannot lengthen it"
-        file.seek(8)
-        file.write(ordered.ljust(length))

@@ -39,6 +39,8 @@ from pbu_cli.options import (
     Mean,
     Output,
     Quiet,
+    Record,
+    RecordKey,
     Require,
     Seed,
     Size,
@@ -195,6 +197,8 @@ def unlearn(
     skip_bad: SkipBad = False,
     seed: Seed = 0,
     force: Force = False,
+    record: Record = None,
+    record_key: RecordKey = None,
     dry_run: DryRun = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -203,6 +207,7 @@ def unlearn(
     from pbu_cli.commands import measure_fisher, sanitise, timed
     from pbu_cli.files import check_output, claimed
     from pbu_cli.fisher_file import read_fisher
+    from pbu_cli.recording import check_places, record_unlearning, summary
 
     screen, log = _screen(as_json, quiet)
     wanted = wanted_of(arch, label, mean, std, size, channels, device, batch_size, skip_bad)
@@ -223,6 +228,9 @@ def unlearn(
         size=sum(tensor.nbytes for tensor in tensors),
         suffix=SAFETENSORS,
     )
+    check_places(
+        record, record_key, force=force, taken=(checkpoint, fisher) if fisher else (checkpoint,)
+    )
     diagonal: dict[str, Any] = {}
     if fisher is not None:
         diagonal, used = read_fisher(fisher, case, case.trained)
@@ -231,6 +239,14 @@ def unlearn(
         _finish_dry(screen, log, "unlearn", place)
         return
     loading = lap()
+    settings = {
+        "weights": vars(weights),
+        "schedule": vars(schedule),
+        "layers": layers,
+        "estimator": estimator,
+        "draws": draws,
+        "wanted": vars(wanted),
+    }
     with claimed(place, force=force):
         if fisher is None and beta > 0:
             with screen.progress("Fisher", len(case.images.pixels)) as bar:
@@ -245,11 +261,25 @@ def unlearn(
                 place,
                 weights=weights,
                 schedule=schedule,
+                run=summary(case, settings),
                 seen=lambda p: bar(
                     p.seen.step, f"recognised {p.seen.recognised:5.1f} %  drift {p.seen.drift:.3f}"
                 ),
             )
-    unlearning = lap()
+        unlearning = lap()
+        document = {
+            **_heading("unlearn", log),
+            "output": str(place),
+            "settings": settings,
+            "images": len(case.images.pixels),
+            "skipped": len(case.images.bad),
+            "result": {**vars(done), "forgotten": done.forgotten},
+            "seconds": {"load": loading, "fisher": measuring, "unlearn": unlearning},
+        }
+        if record is not None:
+            record_unlearning(
+                record, record_key, case, place, fisher=fisher, arch=arch, document=document
+            )
     name = case.subject.class_name
     classes = ", ".join(name(c) for c in sorted(set(case.image_labels.tolist())))
     screen.table(
@@ -270,18 +300,12 @@ def unlearn(
         f"loaded in {loading:.1f} s, Fisher {measuring:.1f} s, unlearning and writing"
         f" {unlearning:.1f} s",
     )
-    screen.line(f"wrote {place}")
+    for written in (place, record, record_key):
+        if written is not None:
+            screen.line(f"wrote {written}")
     _conclude(
         screen,
-        {
-            **_heading("unlearn", log),
-            "output": str(place),
-            "settings": {"weights": vars(weights), "schedule": vars(schedule), "layers": layers},
-            "images": len(case.images.pixels),
-            "skipped": len(case.images.bad),
-            "result": {**vars(done), "forgotten": done.forgotten},
-            "seconds": {"load": loading, "fisher": measuring, "unlearn": unlearning},
-        },
+        document,
         ""
         if done.forgotten
         else f"{place}: written, but {done.a_df:.2f} % of the forget images are still recognised"
@@ -327,6 +351,7 @@ def evaluate(
     size: Size = None,
     channels: Channels = None,
     skip_bad: SkipBad = False,
+    record: Record = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -334,9 +359,12 @@ def evaluate(
     from pbu_cli.console import percent
     from pbu_cli.criteria import parse, unmet
     from pbu_cli.evaluation import evaluate as measure
+    from pbu_cli.recording import check_appendable, record_evaluation
 
     screen, log = _screen(as_json, quiet)
     wanted = wanted_of(arch, label, mean, std, size, channels, device, batch_size, skip_bad)
+    if record is not None:
+        check_appendable(record, checkpoint)
     criteria = [parse(text) for text in require or ()]
     result = measure(
         checkpoint,
@@ -380,15 +408,66 @@ def evaluate(
         ],
     )
     failed = unmet(criteria, first.a_df, first.a_dr)
+    document = {
+        **_heading("evaluate", log),
+        "images": result.images,
+        "skipped": result.skipped,
+        "scores": [vars(s) for s in result.scores],
+    }
+    if record is not None:
+        given = {"checkpoint": checkpoint, "original": original, "retrained": retrained}
+        record_evaluation(
+            record,
+            {role: place for role, place in given.items() if place is not None},
+            device=result.subject.device,
+            arch=arch,
+            document={**document, "settings": vars(wanted), "require": require or []},
+        )
+        screen.line(f"wrote {record}")
     _conclude(
         screen,
-        {
-            **_heading("evaluate", log),
-            "images": result.images,
-            "skipped": result.skipped,
-            "scores": [vars(s) for s in result.scores],
-        },
+        document,
         f"{checkpoint}: {'; '.join(failed)}" if failed else "",
+    )
+
+
+@app.command()
+def verify(
+    record: Annotated[
+        Path, typer.Argument(metavar="RECORD", help="A file that --record has written.")
+    ],
+    record_key: RecordKey = None,
+    forget: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="DIR",
+            help="The forget images, to check their digest with the key.",
+            rich_help_panel=IMAGES,
+        ),
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compute every digest of a run record again and say what holds; 5 where something does not."""
+    from pbu_cli.recording import read_key
+    from pbu_cli.verification import verify as check
+
+    screen, log = _screen(as_json, quiet)
+    findings = check(record, None if record_key is None else read_key(record_key), forget or ())
+    words = {True: "yes", False: "NO", None: "unknown"}
+    screen.table(
+        f"What holds of {record}",
+        ("", "holds"),
+        [(f"{f.what}: {f.detail}", words[f.holds]) for f in findings],
+        "A record shows what was run; it is no proof of deletion, and unsigned no proof of origin.",
+    )
+    failed = [f"{f.what}: {f.detail}" for f in findings if f.holds is False]
+    _conclude(
+        screen,
+        {**_heading("verify", log), "findings": [vars(f) for f in findings], "holds": not failed},
+        f"{record}: {len(failed)} of {len(findings)} do not hold: {'; '.join(failed)}"
+        if failed
+        else "",
     )
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from pbu_cli.checkpoint import Tensors, write
 from pbu_cli.description import metadata_with
 from pbu_cli.errors import PbuError, printable
 from pbu_cli.fisher import fisher_diagonal
+from pbu_cli.json_text import plain
 from pbu_cli.logits import batches
 from pbu_cli.model import load
 from pbu_cli.objective import restricted_log_softmax, stability
@@ -89,11 +91,13 @@ def sanitise(
     *,
     weights: Weights,
     schedule: Schedule,
+    run: Mapping[str, Any] | None = None,
     seen: Callable[[Progress], None] = lambda progress: None,
 ) -> Unlearned:
     """Unlearn, write the sanitized checkpoint, and measure what was written.
 
-    Every tensor that did not train comes out bit-identical; the others in the input's dtype.
+    Every tensor that did not train comes out bit-identical; the others in the input's dtype. `run`
+    is what the output's metadata are to say of this run; the same for the same run.
     """
     subject, trained = case.subject, case.trained
     module = subject.network.module
@@ -123,6 +127,7 @@ def sanitise(
         "mean": list(case.preprocessing.mean),
         "std": list(case.preprocessing.std),
         "input_size": [case.images.pixels.shape[1], *case.preprocessing.size],
+        "run": {} if run is None else plain(run),
     }
     write(
         output,

@@ -6,7 +6,6 @@ rich markup, so that nothing from a file can escape into the terminal.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import sys
@@ -22,6 +21,7 @@ from rich.text import Text
 
 from pbu_cli import __version__
 from pbu_cli.errors import printable
+from pbu_cli.json_text import to_json
 from pbu_cli.settings import SCHEMA
 
 PIPED_WIDTH = 200  # columns; a pipe has no width, and wrapped cells cannot be cut by column
@@ -83,7 +83,7 @@ class Screen:
         if not self.as_json:
             return
         try:
-            sys.stdout.write(json.dumps(_without_nan(content), indent=2) + "\n")
+            sys.stdout.write(to_json(content))
             sys.stdout.flush()
         except BrokenPipeError:
             silence(sys.stdout)
@@ -150,11 +150,3 @@ def percent(value: float | None) -> str:
 def _console(stream: Any) -> Console:
     width = None if stream.isatty() else PIPED_WIDTH
     return _Console(file=stream, width=width, markup=False, highlight=False, emoji=False)
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

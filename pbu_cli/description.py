@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from pbu_cli.errors import CheckpointError, printable
+from pbu_cli.files import read_whole
+from pbu_cli.json_text import from_json
 
 LARGEST_CONFIG = 1 << 20  # bytes; a timm config.json has a few kilobytes
 OWN_KEY = "pbu"  # metadata that pbu itself writes, as JSON
@@ -68,24 +70,26 @@ def describe(path: Path, metadata: Mapping[str, str]) -> Description:
 
 def _config(beside: Path) -> dict[str, Any]:
     """The keys of a config.json, those under `pretrained_cfg` among them; none without a file."""
-    if not beside.is_file():
-        return {}
     try:
-        if beside.stat().st_size > LARGEST_CONFIG:
-            raise ValueError("larger than 1 MiB")
-        config = json.loads(beside.read_text("utf-8"))
+        config = from_json(read_whole(beside, LARGEST_CONFIG))
         if not isinstance(config, dict):
             raise ValueError("not a JSON object")
-    except (OSError, ValueError, RecursionError) as error:
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{printable(beside)}: not a readable config.json ({printable(error)}); mend it or"
-            " move it away and say --arch, --mean, --std, --size"
+            f"{printable(beside)}: not a readable config.json ({printable(_why(error))}); mend it"
+            " or move it away and say --arch, --mean, --std, --size"
         ) from None
     inner = config.get("pretrained_cfg")
     if not isinstance(inner, dict):
         return config
     # What stands there of classes is of the network that this one was fine-tuned from.
     return {**config, **inner, "num_classes": config.get("num_classes")}
+
+
+def _why(error: Exception) -> object:
+    return error.strerror if isinstance(error, OSError) else error
 
 
 def metadata_with(metadata: Mapping[str, str], **facts: Any) -> dict[str, str]:

@@ -171,7 +171,7 @@ def settle_label(
         )
         return Label(
             named,
-            f"name of folder {shown}; {_agreement(answers, named)}",
+            f"the folder's name; {_agreement(answers, named)}",
             doubt if binding and agree < DOUBTFUL else None,
         )
     if len(forgotten) == 1:

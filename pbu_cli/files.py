@@ -56,19 +56,15 @@ def read_whole(path: Path, limit: float = math.inf) -> bytes:
         size = os.fstat(file.fileno()).st_size
         if size > limit:
             raise OSError(errno.EFBIG, f"{size:,} bytes; expected at most {int(limit):,}")
-        content = file.read(size + 1)
+        content = file.read(size + 1) or b""  # None: of a kernel's file that has nothing now
     if len(content) != size:
         raise OSError(errno.EIO, "changed while it was read")
     return content
 
 
-def sha256(path: Path) -> str:
-    """sha256 of a regular file, in constant memory. Raises OSError."""
-    total = hashlib.sha256()
-    with open_regular(path) as file:
-        while block := file.read(1 << 20):
-            total.update(block)
-    return total.hexdigest()
+def sha256(path: Path, limit: float = math.inf) -> str:
+    """sha256 of a regular file of at most `limit` bytes. Raises OSError."""
+    return hashlib.sha256(read_whole(path, limit)).hexdigest()
 
 
 def check_output(

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 from contextlib import suppress
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
+
+import torch
+
+from pbu_cli import __version__
+
+LIBRARIES = ("torch", "torchvision", "safetensors", "numpy", "pillow")
 
 
 def memory() -> float:
@@ -29,3 +38,40 @@ def keep_freed_memory() -> None:
     (mallopt(3), M_MMAP_THRESHOLD). Elsewhere nothing changes.
     """
     bytes((32 << 20) - (1 << 16))  # given back at once; less than 32 MB, which includes a header
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of pbu, of what it computes with, and of CUDA and its driver; None: not there."""
+    found: dict[str, str | None] = {"pbu": __version__, "python": platform.python_version()}
+    for name in LIBRARIES:
+        found[name] = None
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    cudnn = torch.backends.cudnn.version() if torch.cuda.is_available() else None
+    return {
+        **found,
+        "cuda": torch.version.cuda,
+        "cudnn": None if cudnn is None else str(cudnn),
+        "driver": _first_line(Path("/sys/module/nvidia/version")),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+    }
+
+
+def describe_device(device: torch.device) -> dict[str, Any]:
+    """What computed: the kind of device, its name, and how many threads the CPU had."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    return {"type": device.type, "name": name, "threads": torch.get_num_threads()}
+
+
+def _processor() -> str:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _first_line(path: Path) -> str | None:
+    with suppress(OSError):
+        return path.read_text().partition("\n")[0]
+    return None

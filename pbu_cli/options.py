@@ -148,6 +148,25 @@ DryRun = Annotated[
         "--dry-run", help="Infer, check and report; write nothing.", rich_help_panel=OUTPUT
     ),
 ]
+Record = Annotated[
+    Path | None,
+    typer.Option(
+        "--record",
+        metavar="FILE.json",
+        help="Where to record what was run, on what, and what came out.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+RecordKey = Annotated[
+    Path | None,
+    typer.Option(
+        "--record-key",
+        metavar="FILE",
+        help="Where to keep the key of the record's digest of the forget set; keep it apart.",
+        show_default="discarded",
+        rich_help_panel=OUTPUT,
+    ),
+]
 Require = Annotated[
     list[str] | None,
     typer.Option(

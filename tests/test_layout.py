@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "pbu_cli"
 ORDER = [
     "errors",
     "settings",
+    "json_text",
     "files",
     "signals",
     "machine",
@@ -51,6 +52,9 @@ ORDER = [
     "case",
     "fisher_file",
     "commands",
+    "record",
+    "recording",
+    "verification",
     "evaluation",
     "criteria",
     "demo",
@@ -123,7 +127,7 @@ def test_only_the_benchmark_knows_of_the_methods_it_compares_with() -> None:
     assert users == {"benchmark", "benchmark_cli"}
 
 
-HELPS = [[], ["benchmark"], ["fisher"], ["unlearn"], ["evaluate"], ["demo"]]
+HELPS = [[], ["benchmark"], ["fisher"], ["unlearn"], ["evaluate"], ["verify"], ["demo"]]
 CHECK = """
 import sys
 from pbu_cli.__main__ import run

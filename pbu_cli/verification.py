@@ -1,0 +1,95 @@
+"""`pbu verify`: every digest of a run record computed again, and what of it holds."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pbu_cli.checkpoint import fingerprint
+from pbu_cli.errors import CheckpointError
+from pbu_cli.files import sha256
+from pbu_cli.folders import list_groups
+from pbu_cli.images import decode
+from pbu_cli.record import LARGEST, entries, is_sealed, keyed_digest, read_record
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that a record says, and whether it holds; None: it cannot be known."""
+
+    what: str
+    holds: bool | None
+    detail: str
+
+
+def verify(path: Path, key: bytes | None = None, forget: Sequence[str] = ()) -> list[Finding]:
+    """Check a record against itself and against the files that it names.
+
+    The forget set is checked where `key` and the folders `forget` are given. Raises
+    CheckpointError where the record is none, ImageError where the images cannot be read.
+    """
+    record = read_record(path)
+    whole = is_sealed(record)
+    detail = "as it was written" if whole else "was changed after pbu wrote it"
+    found = [Finding("record", whole, detail)]
+    listed = entries(record)
+    seen: list[tuple[str, str, str]] = []
+    for entry in listed:
+        identity = (entry["role"], entry["path"], entry["sha256"])
+        if identity in seen:
+            continue
+        seen.append(identity)
+        found += _check_file(entry, path, replaced=_is_replaced(entry, listed[0]))
+    return [*found, *_check_forget_set(record["predicate"].get("forget_set"), key, forget)]
+
+
+def _is_replaced(entry: Mapping[str, Any], subject: Mapping[str, Any]) -> bool:
+    """Whether the run wrote its output over this input."""
+    return bool(entry["role"] == "input" and entry["path"] == subject["path"])
+
+
+def _check_file(entry: Mapping[str, Any], record: Path, *, replaced: bool) -> list[Finding]:
+    what = f"{entry['role']} {entry['path']}"
+    if replaced:
+        return [Finding(what, None, "replaced by the output, as --force asked for")]
+    path = record.parent / entry["path"]
+    try:
+        if "tensors" not in entry:
+            return [_compared(what, "sha256", sha256(path, LARGEST), entry["sha256"])]
+        found = fingerprint(path)
+    except OSError as error:
+        return [Finding(what, False, f"cannot be read: {error.strerror}")]
+    except CheckpointError as error:
+        return [Finding(what, False, str(error).removeprefix(f"{path}: "))]
+    return [
+        _compared(what, "sha256", found.sha256, entry["sha256"]),
+        _compared(what, "sha256 of the tensors", found.tensors, entry["tensors"]),
+    ]
+
+
+def _compared(what: str, kind: str, found: str, recorded: str) -> Finding:
+    if hmac.compare_digest(found, recorded):
+        return Finding(what, True, f"{kind} {found[:16]}...")
+    return Finding(what, False, f"{kind} is {found[:16]}..., recorded was {recorded[:16]}...")
+
+
+def _check_forget_set(
+    recorded: Mapping[str, Any] | None, key: bytes | None, forget: Sequence[str]
+) -> list[Finding]:
+    what = "forget set"
+    if recorded is None:
+        return []
+    if key is None or not forget:
+        reason = "its key was discarded" if recorded.get("key") == "discarded" else "needs its key"
+        return [Finding(what, None, f"{recorded['images']} images; {reason}, and the images")]
+    channels, *size = recorded["shape"]
+    images = decode(
+        list_groups(forget), channels=channels, size=(size[0], size[1]), skip_bad=True
+    ).pixels
+    if len(images) != recorded["images"]:
+        text = f"{len(images)} images, recorded were {recorded['images']}"
+        return [Finding(what, False, text)]
+    return [_compared(what, "keyed digest", keyed_digest(key, images), recorded["hmac_sha256"])]

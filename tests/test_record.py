@@ -1,0 +1,311 @@
+"""The run record as a user meets it: written, added to, verified, and trusted in nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from pbu_cli import record
+from pbu_cli.demo import DemoFiles
+from pbu_cli.errors import CheckpointError
+from pbu_cli.folders import list_groups
+from pbu_cli.images import decode
+from pbu_cli.json_text import to_json
+from tests.conftest import Ran
+
+Run = Callable[..., Ran]
+
+
+@pytest.fixture(scope="module")
+def recorded(digits: DemoFiles, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of a run: model.safetensors, out.safetensors, run.json and its key. Not to be
+    written to."""
+    from pbu_cli.__main__ import run
+
+    folder = tmp_path_factory.mktemp("recorded")
+    tensors = load_file(digits.checkpoint)
+    save_file(tensors, folder / "model.safetensors", {"author": "someone", "format": "pt"})
+    command = ["unlearn", folder / "model.safetensors", "--forget", digits.train / "8",
+               "-o", folder / "out.safetensors", "--record", folder / "run.json",
+               "--record-key", folder / "key", "--steps", "20", "-q"]  # fmt: skip
+    assert run([str(word) for word in command]) in (0, 5)
+    return folder
+
+
+@pytest.fixture
+def folder(recorded: Path, tmp_path: Path) -> Path:
+    """The same, to be written to."""
+    return shutil.copytree(recorded, tmp_path / "run")
+
+
+def content(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "run.json").read_text())  # type: ignore[no-any-return]
+
+
+def test_the_record_is_a_statement_of_what_was_run(recorded, digits):
+    statement = content(recorded)
+    assert statement["_type"] == "https://in-toto.io/Statement/v1"
+    assert statement.keys() == {"_type", "subject", "predicateType", "predicate"}
+    output = (recorded / "out.safetensors").read_bytes()
+    name, digest = "out.safetensors", hashlib.sha256(output).hexdigest()
+    assert statement["subject"] == [{"name": name, "digest": {"sha256": digest}}]
+    predicate = statement["predicate"]
+    run = predicate["run"]
+    assert run["settings"]["schedule"]["seed"] == 0
+    assert run["versions"]["torch"].startswith(torch.__version__.partition("+")[0])
+    assert {entry["what"] for entry in run["inferred"]} >= {"architecture", "label"}
+    assert run["result"]["a_df_before"] > 90
+    assert any("no proof" in line for line in predicate["limitations"])
+    assert "8" not in run["settings"]["wanted"]["labels"]
+
+
+def test_the_digest_of_the_forget_set_needs_its_key_and_no_order(recorded, digits):
+    """Against an HMAC written down here by hand."""
+    found = content(recorded)["predicate"]["forget_set"]
+    key = bytes.fromhex((recorded / "key").read_text())
+    pixels = decode(list_groups([str(digits.train / "8")]), channels=1).pixels
+    each = sorted(
+        hmac.new(key, b"(1, 8, 8)" + image.numpy().tobytes(), hashlib.sha256).digest()
+        for image in pixels.flip(0)
+    )
+    expected = hmac.new(key, b"".join(each), hashlib.sha256).hexdigest()
+    assert found["hmac_sha256"] == expected
+    assert (found["images"], found["by_class"]) == (len(pixels), {"8": len(pixels)})
+    assert (recorded / "key").stat().st_mode & 0o777 == 0o600
+    assert key.hex() not in (recorded / "run.json").read_text()
+
+
+def test_the_output_says_the_same_in_short_and_keeps_its_metadata(recorded):
+    with safe_open(recorded / "out.safetensors", "pt") as file:
+        metadata = file.metadata()
+    assert metadata["author"] == "someone"
+    run = json.loads(metadata["pbu"])["run"]
+    assert run["settings"] == content(recorded)["predicate"]["run"]["settings"]
+    assert run["input"] == content(recorded)["predicate"]["files"][1]["tensors"]
+    assert "no proof" in run["limitation"]
+
+
+def test_two_runs_differ_in_the_record_and_not_in_the_output(pbu, recorded, digits, tmp_path):
+    command = ["unlearn", recorded / "model.safetensors", "--forget", digits.train / "8", "-q",
+               "--steps", "20", "-o", tmp_path / "o.safetensors"]  # fmt: skip
+    assert pbu(*command, "--record", tmp_path / "run.json").code in (0, 5)
+    output = (recorded / "out.safetensors").read_bytes()
+    assert (tmp_path / "o.safetensors").read_bytes() == output
+    here, there = (content(at)["predicate"]["forget_set"] for at in (tmp_path, recorded))
+    assert here["hmac_sha256"] != there["hmac_sha256"]
+    assert here["key"] == "discarded"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["o.safetensors", "run.json"]
+
+
+def findings(done: Ran) -> dict[str, bool | None]:
+    found: dict[str, bool | None] = {}
+    for entry in json.loads(done.out)["findings"]:
+        found[entry["what"]] = entry["holds"] if found.get(entry["what"], True) else False
+    return found
+
+
+def test_a_true_record_holds_even_where_all_of_it_moves(pbu, folder, digits):
+    given = ["--record-key", folder / "key", "--forget", digits.train / "8"]
+    done = pbu("verify", folder / "run.json", *given, "--json")
+    assert done.code == 0, done.err
+    assert set(findings(done).values()) == {True}
+    assert len(findings(done)) == 4
+    moved = folder.rename(folder.with_name("elsewhere"))
+    assert pbu("verify", moved / "run.json").code == 0
+
+
+def edited(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    statement = content(folder)
+    change(statement["predicate"])
+    (folder / "run.json").write_text(to_json(statement))
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ("output byte", "output out.safetensors"),
+        ("output metadata", "output out.safetensors"),
+        ("output gone", "output out.safetensors"),
+        ("input", "input model.safetensors"),
+        ("figure", "record"),
+        ("one image less", "forget set"),
+        ("other images", "forget set"),
+        ("other key", "forget set"),
+    ],
+)
+def test_what_does_not_hold_is_named_and_exits_with_5(pbu, folder, digits, change, what):
+    output, key, forget = folder / "out.safetensors", folder / "key", digits.train / "8"
+    data = bytearray(output.read_bytes())
+    if change == "output byte":
+        data[-1000] ^= 1
+        output.write_bytes(data)
+    elif change == "output metadata":
+        save_file(load_file(output), output, {})
+    elif change == "output gone":
+        output.unlink()
+    elif change == "input":
+        shutil.copy(output, folder / "model.safetensors")
+    elif change == "figure":
+        edited(folder, lambda predicate: predicate["run"]["result"].update(a_df=0.01))
+    elif change == "one image less":
+        forget = shutil.copytree(forget, folder / "8")
+        next(forget.iterdir()).unlink()
+    elif change == "other images":
+        forget = shutil.copytree(forget, folder / "8")
+        shutil.copy(next((digits.train / "3").iterdir()), next(forget.iterdir()))
+    elif change == "other key":
+        key.write_text("0" * 64)
+    done = pbu("verify", folder / "run.json", "--record-key", key, "--forget", forget, "--json")
+    assert done.code == 5
+    assert {name for name, holds in findings(done).items() if holds is False} == {what}
+    assert what in done.err
+    if change == "output metadata":
+        tensors = [f for f in json.loads(done.out)["findings"] if "of the tensors" in f["detail"]]
+        assert all(finding["holds"] for finding in tensors)
+
+
+def test_evaluations_are_added_and_the_whole_still_holds(pbu, folder, digits):
+    command = ["evaluate", folder / "out.safetensors", "--forget", digits.test / "8", "-q",
+               "--record", folder / "run.json"]  # fmt: skip
+    for more in ([], ["--original", folder / "model.safetensors"]):
+        assert pbu(*command, *more).code == 0
+    first, second = content(folder)["predicate"]["evaluations"]
+    assert [score["name"] for score in first["scores"]] == ["checkpoint"]
+    assert [entry["role"] for entry in second["files"]] == ["checkpoint", "original"]
+    assert pbu("verify", folder / "run.json").code == 0
+    assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
+    edited(folder, lambda predicate: predicate["evaluations"][0]["scores"][0].update(a_df=0))
+    assert pbu("verify", folder / "run.json").code == 5
+    done = pbu(*command)
+    assert done.code == 3
+    assert "was changed" in done.err
+
+
+def test_a_record_of_another_file_is_not_added_to(pbu, folder, digits):
+    before = (folder / "run.json").read_bytes()
+    done = pbu("evaluate", folder / "model.safetensors", "--forget", digits.test / "8",
+               "--record", folder / "run.json")  # fmt: skip
+    assert done.code == 3
+    assert "another file" in done.err
+    assert (folder / "run.json").read_bytes() == before
+
+
+def test_an_evaluation_alone_begins_a_record(pbu, digits, tmp_path):
+    done = pbu("evaluate", digits.checkpoint, "--forget", digits.test / "8", "-q",
+               "--record", tmp_path / "run.json")  # fmt: skip
+    assert done.code == 0, done.err
+    assert pbu("verify", tmp_path / "run.json").code == 0
+
+
+def test_an_output_over_its_input_is_verified_as_such(pbu, folder, digits):
+    model = folder / "model.safetensors"
+    before = model.read_bytes()
+    command = ["unlearn", model, "--forget", digits.train / "8", "-o", model, "--steps", "1", "-q",
+               "--record", folder / "in_place.json"]  # fmt: skip
+    assert pbu(*command).code == 2
+    assert model.read_bytes() == before
+    assert pbu(*command, "--force").code in (0, 5)
+    assert model.read_bytes() != before
+    done = pbu("verify", folder / "in_place.json", "--json")
+    assert done.code == 0, done.err
+    assert findings(done)["input model.safetensors"] is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--record-key", "KEY"], "expected --record too"),
+        (["--record", "run.txt"], "ending in .json"),
+        (["--record", "run.json"], "--force"),
+        (["--record", "new.json", "--record-key", "key", "--force"], "--force"),
+        (["--record", "new.json", "--record-key", "new.json"], "equal to --record"),
+    ],
+)
+def test_places_that_do_not_do_are_refused_before_any_work(
+    pbu, folder, digits, monkeypatch, flags, words
+):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("pbu_cli.commands.unlearn", None)
+    done = pbu("unlearn", "model.safetensors", "--forget", digits.train / "8", "-o",
+               "new.safetensors", "-q", *flags)  # fmt: skip
+    assert done.code == 2
+    assert words in done.err
+
+
+def hostile() -> dict[str, bytes]:
+    """Records as strangers may write them."""
+    entry = {"role": "output", "path": "out.safetensors", "sha256": "0" * 64}
+    good = record.statement([entry])
+
+    def of(**change: Any) -> bytes:
+        return json.dumps({**good, "predicate": {**good["predicate"], **change}}).encode()
+
+    deep = b"[" * 100_000
+    return {
+        "empty": b"",
+        "not JSON": b"\x00\xff",
+        "not UTF-8": b'{"a": "\xff"}',
+        "a list": b"[]",
+        "deep": deep,
+        "deep inside": json.dumps(good).encode().replace(b'"files"', b'"x": ' + b"[" * 900
+                                                         + b"]" * 900 + b', "files"'),
+        "a key twice": json.dumps(good).encode().replace(b'"predicate":', b'"predicate": 1, '
+                                                         b'"predicate":', 1),
+        "another type": json.dumps({**good, "_type": "x"}).encode(),
+        "another predicate": json.dumps({**good, "predicateType": 3}).encode(),
+        "no predicate": json.dumps({**good, "predicate": []}).encode(),
+        "files of none": of(files=[]),
+        "files no list": of(files="abc"),
+        "files no objects": of(files=[1]),
+        "a digest too short": of(files=[{**entry, "sha256": "0"}]),
+        "a path that is a number": of(files=[{**entry, "path": 3}]),
+        "too many files": of(files=[entry] * 2000),
+        "evaluations no list": of(evaluations={"files": []}),
+        "evaluations of nothing": of(evaluations=[1]),
+        "a forget set of no shape": of(forget_set={"images": 1, "hmac_sha256": "0" * 64}),
+        "a huge forget set": of(
+            forget_set={"images": 1, "hmac_sha256": "0" * 64, "shape": [3, 10**9, 10**9]}
+        ),
+        "an endless number": b'{"a": ' + b"1" * 100_000 + b"}",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", hostile())
+def test_a_hostile_record_is_one_line_and_a_code(pbu, tmp_path, name):
+    path = tmp_path / "run.json"
+    path.write_bytes(hostile()[name])
+    done = pbu("verify", path)
+    assert done.code == 3
+    assert len(done.err.splitlines()) == 1
+    assert "not a run record" in done.err
+    with pytest.raises(CheckpointError):
+        record.read_record(path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["/dev/zero", "/proc/kcore", "/proc/kmsg", "fifo", "loop", ".", "nul\0", "\ud800", "x" * 300,
+     "\x1b[2J\n[bold]", "../../../../../../etc/hostname"],
+)  # fmt: skip
+def test_a_record_may_name_anything_and_nothing_happens(pbu, tmp_path, name):
+    import os
+
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "loop").symlink_to("loop")
+    for tensors in ({}, {"tensors": "0" * 64}):
+        entry = {"role": "\x1b[31mconfig\n", "path": name, "sha256": "0" * 64, **tensors}
+        (tmp_path / "run.json").write_text(to_json(record.statement([entry])))
+        done = pbu("verify", tmp_path / "run.json")
+        assert done.code == 5
+        assert len(done.err.splitlines()) == 1
+        assert "\x1b" not in done.out + done.err
