@@ -38,14 +38,14 @@ class Settings:
 SETTINGS = Settings()
 
 
-def unlearn(task: Task) -> Iterator[Result]:
+def unlearn(task: Task, settings: Settings = SETTINGS) -> Iterator[Result]:
     """Teach the student for one epoch."""
     generator = torch.Generator().manual_seed(task.seed)
     student, competent = task.copied().train(), task.original
     # A seed of its own: the original's would give the network that the original began as.
     incompetent = task.fresh(task.seed + 1_000_003).to(task.forget.device).eval()
     order = torch.randperm(len(task.retained), generator=generator)
-    some = task.retained.chosen(order[: round(SETTINGS.share * len(task.retained))])
+    some = task.retained.chosen(order[: round(settings.share * len(task.retained))])
     mixed = Feed(
         torch.cat([task.forget.pixels, some.pixels]),
         torch.cat([task.forget.labels, some.labels]),
@@ -53,9 +53,9 @@ def unlearn(task: Task) -> Iterator[Result]:
         some.device,
         some.seen,
     )
-    optimiser = torch.optim.Adam(student.parameters(), SETTINGS.rate)
-    for _ in range(SETTINGS.epochs):
-        for inputs, labels in mixed.shuffled(SETTINGS.batch_size, generator):
+    optimiser = torch.optim.Adam(student.parameters(), settings.rate)
+    for _ in range(settings.epochs):
+        for inputs, labels in mixed.shuffled(settings.batch_size, generator):
             with torch.no_grad():
                 good, bad = competent(inputs), incompetent(inputs)
             optimiser.zero_grad()

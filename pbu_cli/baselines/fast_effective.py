@@ -44,20 +44,20 @@ class Settings:
 SETTINGS = Settings()
 
 
-def unlearn(task: Task) -> Iterator[Result]:
+def unlearn(task: Task, settings: Settings = SETTINGS) -> Iterator[Result]:
     """Noise, impair, repair."""
     generator = torch.Generator().manual_seed(task.seed)
     network = task.copied()
     device, shape = task.retained.device, task.retained.pixels.shape[1:]
-    start = torch.randn(SETTINGS.noises, *shape, generator=generator).to(device)
-    noise = maximise_error(network, start, task.label)
-    some = task.retained.chosen(drawn(task.retained.labels, SETTINGS.per_class, generator))
+    start = torch.randn(settings.noises, *shape, generator=generator).to(device)
+    noise = maximise_error(network, start, task.label, settings)
+    some = task.retained.chosen(drawn(task.retained.labels, settings.per_class, generator))
     network.train()
-    optimiser = torch.optim.Adam(network.parameters(), SETTINGS.impair_rate)
-    for inputs, labels in impairing(some, noise, task.label, generator):
+    optimiser = torch.optim.Adam(network.parameters(), settings.impair_rate)
+    for inputs, labels in impairing(some, noise, task.label, generator, settings):
         descend(network, optimiser, inputs, labels)
-    optimiser = torch.optim.Adam(network.parameters(), SETTINGS.repair_rate)
-    for inputs, labels in some.shuffled(SETTINGS.batch_size, generator):
+    optimiser = torch.optim.Adam(network.parameters(), settings.repair_rate)
+    for inputs, labels in some.shuffled(settings.batch_size, generator):
         descend(network, optimiser, inputs, labels)
     yield Result(network.eval())
 
@@ -93,17 +93,21 @@ def drawn(labels: Tensor, per_class: int, generator: torch.Generator) -> Tensor:
 
 
 def impairing(
-    some: Feed, noise: Tensor, label: int, generator: torch.Generator
+    some: Feed,
+    noise: Tensor,
+    label: int,
+    generator: torch.Generator,
+    settings: Settings = SETTINGS,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """One epoch of retained images and the copies of the noise, mixed."""
-    total = len(some) + SETTINGS.copies * len(noise)
+    total = len(some) + settings.copies * len(noise)
     order = torch.randperm(total, generator=generator)
-    for index in order.split(SETTINGS.batch_size):
+    for index in order.split(settings.batch_size):
         if len(index) < 2:  # BatchNorm has no variance of one
             continue
         real, copies = index[index < len(some)], index[index >= len(some)] - len(some)
         parts = [(noise[copies % len(noise)], torch.full((len(copies),), label).to(noise.device))]
-        parts += some.chosen(real).batches(SETTINGS.batch_size)
+        parts += some.chosen(real).batches(settings.batch_size)
         yield torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])
 
 

@@ -36,12 +36,12 @@ def epochs(recipe: Recipe, settings: Settings = SETTINGS) -> int:
     return max(1, round(settings.share * recipe.epochs))
 
 
-def unlearn(task: Task) -> Iterator[Result]:
+def unlearn(task: Task, settings: Settings = SETTINGS) -> Iterator[Result]:
     """Cross-entropy on what is left, from the original's weights."""
     network = task.copied().train()
-    optimiser = torch.optim.Adam(network.parameters(), SETTINGS.rate)
+    optimiser = torch.optim.Adam(network.parameters(), settings.rate)
     for inputs, labels in shuffled_epochs(
-        task.retained, task.recipe, epochs(task.recipe), task.seed
+        task.retained, task.recipe, epochs(task.recipe, settings), task.seed
     ):
         descend(network, optimiser, inputs, labels)
     yield Result(network.eval())

@@ -29,15 +29,15 @@ SETTINGS = Settings()
 
 
 @torch.no_grad()
-def unlearn(task: Task) -> Iterator[Result]:
+def unlearn(task: Task, settings: Settings = SETTINGS) -> Iterator[Result]:
     """One look at the forget images, then the shift in closed form."""
     network = task.copied()
     head = _head(network, task.num_classes)
     features: list[Tensor] = []
     hook = head.register_forward_pre_hook(lambda module, given: features.append(given[0].clone()))
-    answers = [network(inputs) for inputs, _ in task.forget.batches(SETTINGS.batch_size)]
+    answers = [network(inputs) for inputs, _ in task.forget.batches(settings.batch_size)]
     hook.remove()
-    mean, step = shift(torch.cat(features), torch.cat(answers), task.label, SETTINGS.recognised)
+    mean, step = shift(torch.cat(features), torch.cat(answers), task.label, settings.recognised)
     head.weight[task.label] -= step * mean
     yield Result(network)
 
