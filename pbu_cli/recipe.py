@@ -24,7 +24,8 @@ class Recipe:
     """SGD with Nesterov momentum, or AdamW, with a one-cycle learning rate.
 
     rate: the peak. pad, flip: each image is shifted by up to `pad` pixels, black moving in, and
-    mirrored half of the time.
+    mirrored half of the time. mixed: forward and backward in bfloat16 where torch's autocast has
+    it so, the weights in float32; about twice as fast on a CPU that knows bfloat16.
     """
 
     epochs: int
@@ -35,16 +36,17 @@ class Recipe:
     optimiser: str = "sgd"
     pad: int = 0
     flip: bool = False
+    mixed: bool = False
 
 
 # Digits must not be mirrored, and need no help to generalise.
 RECIPES = {
     "mnist": Recipe(epochs=3, rate=0.05),
-    "cifar10": Recipe(epochs=30, pad=4, flip=True),
-    "cifar100": Recipe(epochs=60, pad=4, flip=True),
-    "food101": Recipe(epochs=60, pad=16, flip=True),
+    "cifar10": Recipe(epochs=30, pad=4, flip=True, mixed=True),
+    "cifar100": Recipe(epochs=60, pad=4, flip=True, mixed=True),
+    "food101": Recipe(epochs=60, pad=16, flip=True, mixed=True),
 }
-GREY, COLOUR = Recipe(epochs=10, rate=0.05), Recipe(epochs=30, pad=4, flip=True)
+GREY, COLOUR = Recipe(epochs=10, rate=0.05), Recipe(epochs=30, pad=4, flip=True, mixed=True)
 
 
 def recipe_for(dataset: str, model: str, channels: int) -> Recipe:
@@ -65,12 +67,13 @@ def train(network: nn.Module, feed: Feed, recipe: Recipe, *, seed: int) -> None:
     optimiser = _optimiser(network, recipe)
     # Below 4 steps OneCycleLR divides by zero; no real run is that short.
     rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.rate, total_steps=max(steps, 4))
-    network.train()
+    network.train().to(memory_format=torch.channels_last)  # what convolutions are fastest in
     for inputs, labels in shuffled_epochs(feed, recipe, recipe.epochs, seed):
-        descend(network, optimiser, inputs, labels)
+        descend(network, optimiser, inputs, labels, mixed=recipe.mixed)
         rate.step()
     optimiser.zero_grad()  # the gradients' memory is for the next to use
-    network.eval()
+    # As a network from a file: in another format its answers would differ in their last bits.
+    network.eval().to(memory_format=torch.contiguous_format)
 
 
 def shuffled_epochs(
@@ -88,11 +91,18 @@ def shuffled_epochs(
 
 
 def descend(
-    network: nn.Module, optimiser: torch.optim.Optimizer, inputs: Tensor, labels: Tensor
+    network: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    inputs: Tensor,
+    labels: Tensor,
+    *,
+    mixed: bool = False,
 ) -> None:
     """One step of cross-entropy."""
     optimiser.zero_grad()
-    F.cross_entropy(network(inputs), labels).backward()
+    with torch.autocast(inputs.device.type, torch.bfloat16, enabled=mixed):
+        answers = network(inputs)
+    F.cross_entropy(answers.float(), labels).backward()
     optimiser.step()
 
 

@@ -38,6 +38,20 @@ def test_both_optimisers_learn_two_images():
         assert network(x).argmax(1).tolist() == [0, 1]
 
 
+def test_mixed_precision_learns_too_and_leaves_float32_as_a_file_would():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 8, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(),
+                            nn.Linear(8, 2))  # fmt: skip
+    pixels = torch.tensor([[[[0, 0], [255, 255]]], [[[255, 255], [0, 0]]]], dtype=torch.uint8)
+    labels = torch.tensor([0, 1]).repeat(8)
+    feed = Feed(pixels.repeat(8, 1, 1, 1), labels, UNIT)
+    train(network, feed, Recipe(20, rate=0.05, batch_size=8, mixed=True), seed=0)
+    assert (network(next(feed.batches(16))[0]).argmax(1) == labels).all()
+    for parameter in network.parameters():
+        assert parameter.dtype == torch.float32
+        assert parameter.is_contiguous()
+
+
 def test_one_step_is_no_error():
     trained(0, Recipe(epochs=1, batch_size=16))
 

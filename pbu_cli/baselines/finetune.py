@@ -4,7 +4,8 @@ Source: the "finetune" of Panda, Sourav, Prathosh, AAAI 2025, arXiv 2403.16246; 
 the retained images from theta*. Reads the retained images.
 
 From the authors' notebook: Adam at 1e-3. Deviations: a third of the original's epochs, not as many
-(with as many it costs what retraining does); batches and variation of the images as in the recipe.
+(with as many it costs what retraining does); batches, precision and variation of the images are
+the recipe's.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def unlearn(task: Task, settings: Settings = SETTINGS) -> Iterator[Result]:
     for inputs, labels in shuffled_epochs(
         task.retained, task.recipe, epochs(task.recipe, settings), task.seed
     ):
-        descend(network, optimiser, inputs, labels)
+        descend(network, optimiser, inputs, labels, mixed=task.recipe.mixed)
     yield Result(network.eval())
 
 
