@@ -19,7 +19,7 @@ from torch import nn
 
 from pbu_cli import cells, checkpoint, metrics
 from pbu_cli.baselines import find
-from pbu_cli.baselines.task import Method, Task
+from pbu_cli.baselines.task import Extent, Method, Task
 from pbu_cli.candidate import Candidate
 from pbu_cli.cells import Cell, Outcome
 from pbu_cli.datasets import Dataset
@@ -66,9 +66,12 @@ class Plan:
         """About how many images a cell passes through a network: the unit of the progress."""
         labels = self.dataset.train.labels
         forget = int((labels == label).sum())
-        if method != ORIGINAL:
-            return find(method).passes(forget, len(labels) - forget, self.recipe)
-        return self.recipe.epochs * len(labels) if label == self.labels[0] else 0
+        size = Extent(forget, len(labels) - forget, len(self.dataset.classes), self.recipe.epochs)
+        measuring = len(self.dataset.test.labels) // 3  # forward alone
+        if method == ORIGINAL:
+            first = label == self.labels[0]
+            return measuring + (self.recipe.epochs * len(labels) if first else 0)
+        return measuring + round(find(method).passes(size))
 
 
 def run(

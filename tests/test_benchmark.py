@@ -181,7 +181,7 @@ def test_measuring_is_not_in_the_seconds_and_stages_add_up(plan, monkeypatch):
             yield Result(task.original, stage)
 
     monkeypatch.setattr(benchmark, "measures", slow)
-    method = Method("m", "forget", unlearn, lambda forget, retained, recipe: 0, {})
+    method = Method("m", "forget", unlearn, lambda size: 0, {})
     cell = benchmark.work(plan, plan.candidate.fresh(0), method, 0, 8, lambda images: None)
     assert [o.stage for o in cell.outcomes] == ["one", "two"]
     assert [o.images for o in cell.outcomes] == [40, 80]

@@ -81,6 +81,6 @@ METHOD = Method(
     "bad-teaching",
     "both",
     unlearn,
-    lambda forget, retained, recipe: SETTINGS.epochs * (forget + round(SETTINGS.share * retained)),
+    lambda size: SETTINGS.epochs * (size.forget + SETTINGS.share * size.retained) * 5 / 3,
     asdict(SETTINGS),
 )

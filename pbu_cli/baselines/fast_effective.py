@@ -115,8 +115,9 @@ METHOD = Method(
     "fast-effective",
     "retained",
     unlearn,
-    lambda forget, retained, recipe: (
-        2 * retained + SETTINGS.noises * (SETTINGS.noise_steps + SETTINGS.copies)
+    lambda size: (
+        2 * min(size.retained, SETTINGS.per_class * size.classes)
+        + SETTINGS.noises * (SETTINGS.noise_steps + SETTINGS.copies)
     ),
     asdict(SETTINGS),
 )

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from pbu_cli.baselines.task import Method, Result, Task
-from pbu_cli.recipe import Recipe, descend, shuffled_epochs
+from pbu_cli.recipe import descend, shuffled_epochs
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,13 @@ class Settings:
 SETTINGS = Settings()
 
 
-def epochs(recipe: Recipe, settings: Settings = SETTINGS) -> int:
+def epochs(of_original: int, settings: Settings = SETTINGS) -> int:
     """At least one.
 
-    >>> epochs(Recipe(30)), epochs(Recipe(1))
+    >>> epochs(30), epochs(1)
     (10, 1)
     """
-    return max(1, round(settings.share * recipe.epochs))
+    return max(1, round(settings.share * of_original))
 
 
 def unlearn(task: Task, settings: Settings = SETTINGS) -> Iterator[Result]:
@@ -42,7 +42,7 @@ def unlearn(task: Task, settings: Settings = SETTINGS) -> Iterator[Result]:
     network = task.copied().train()
     optimiser = torch.optim.Adam(network.parameters(), settings.rate)
     for inputs, labels in shuffled_epochs(
-        task.retained, task.recipe, epochs(task.recipe, settings), task.seed
+        task.retained, task.recipe, epochs(task.recipe.epochs, settings), task.seed
     ):
         descend(network, optimiser, inputs, labels, mixed=task.recipe.mixed)
     yield Result(network.eval())
@@ -52,6 +52,6 @@ METHOD = Method(
     "finetune",
     "retained",
     unlearn,
-    lambda forget, retained, recipe: epochs(recipe) * retained,
+    lambda size: epochs(size.epochs) * size.retained,
     asdict(SETTINGS),
 )

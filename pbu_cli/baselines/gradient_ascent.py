@@ -53,6 +53,6 @@ METHOD = Method(
     "gradient-ascent",
     "forget",
     unlearn,
-    lambda forget, retained, recipe: SETTINGS.epochs * forget,
+    lambda size: SETTINGS.epochs * size.forget,
     asdict(SETTINGS),
 )

@@ -56,6 +56,6 @@ METHOD = Method(
     "pbu",
     "forget",
     unlearn,
-    lambda forget, retained, recipe: 3 * forget + Schedule.steps * Schedule.batch_size,
+    lambda size: 3 * size.forget + Schedule.steps * Schedule.batch_size,
     {"weights": vars(Weights()), "schedule": vars(Schedule()), "layers": "last"},
 )

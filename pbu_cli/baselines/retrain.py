@@ -26,6 +26,6 @@ METHOD = Method(
     "retrain",
     "retained",
     unlearn,
-    lambda forget, retained, recipe: recipe.epochs * retained,
+    lambda size: size.epochs * size.retained,
     {},
 )

@@ -77,6 +77,6 @@ METHOD = Method(
     "row-shift",
     "forget",
     unlearn,
-    lambda forget, retained, recipe: forget,
+    lambda size: size.forget / 3,
     vars(SETTINGS),
 )

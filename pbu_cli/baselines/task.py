@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from torch import nn
 
@@ -49,17 +49,26 @@ class Result:
     stage: str = ""
 
 
+class Extent(NamedTuple):
+    """How much there is: forget and retained training images, classes, the recipe's epochs."""
+
+    forget: int
+    retained: int
+    classes: int
+    epochs: int
+
+
 @dataclass(frozen=True)
 class Method:
     """A way to forget.
 
     reads: the training images it is given. unlearn: the work; yields its results, the last one
     last, and does nothing while it is not asked for the next, so that it can be timed. passes: how
-    many images it will about see, of so many forget and retained ones: for the time left.
+    many images it will pass through a network, about: for the time left.
     """
 
     name: str
     reads: Reads
     unlearn: Callable[[Task], Iterator[Result]]
-    passes: Callable[[int, int, Recipe], int]
+    passes: Callable[[Extent], float]
     settings: Mapping[str, Any]
