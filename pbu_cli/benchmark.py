@@ -139,12 +139,13 @@ def work(
     while True:
         start = time.perf_counter()
         result = next(results, None)
+        _settle(plan.device)
         seconds += time.perf_counter() - start
         if result is None:
             break
         found = measures(result.network, plan.dataset, label)
         outcomes.append(Outcome(result.stage, found, seconds, images))
-        if plan.keep:
+        if plan.keep and method.reads != "nothing":  # such a one has no weights of its own
             stage = result.stage.replace(" ", "")
             name = "-".join(filter(None, (f"seed{seed}-class{label}-{method.name}", stage)))
             state = dict(result.network.state_dict())
@@ -173,6 +174,7 @@ def original(plan: Plan, seed: int, seen: Callable[[int], None]) -> tuple[nn.Mod
     start = time.perf_counter()
     torch.manual_seed(seed)
     train(network, feed, plan.recipe, seed=seed)
+    _settle(plan.device)
     seconds = time.perf_counter() - start
     facts = {**described(plan), "seconds": f"{seconds:.2f}", "images": str(images)}
     checkpoint.write(path, dict(network.state_dict()), facts)
@@ -204,6 +206,12 @@ def described(plan: Plan) -> dict[str, str]:
         "input_size": str([known.channels, *known.size]),
     }
     return facts | ({"architecture": plan.candidate.builder} if plan.candidate.builder else {})
+
+
+def _settle(device: torch.device) -> None:
+    """Wait for a GPU, which works on while Python does: its time belongs to what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _made(folder: Path) -> Path:

@@ -142,11 +142,19 @@ def benchmark(
     recipe = recipe_for(data.name, candidate.name, known.channels)
     if epochs is not None:
         recipe = replace(recipe, epochs=epochs)
-    labels = tuple(
-        parse_label(text.strip(), "--classes", data.classes, len(data.classes))
-        for text in classes.split(",")
+    named = [text.strip() for text in classes.split(",")]
+    labels = [parse_label(text, "--classes", data.classes, len(data.classes)) for text in named]
+    plan = Plan(
+        data,
+        candidate,
+        recipe,
+        tuple(dict.fromkeys(labels)),
+        chosen,
+        seeds,
+        out,
+        torch_device,
+        keep,
     )
-    plan = Plan(data, candidate, recipe, labels, chosen, seeds, out, torch_device, keep)
     _introduce(screen, plan)
     if dry_run:
         screen.line(f"dry run: nothing was trained; would write {plan.folder()}")

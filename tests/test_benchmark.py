@@ -262,9 +262,10 @@ def test_what_cannot_be_run_is_refused_before_anything_is_written(
 
 
 def test_a_dry_run_trains_nothing(digits, net, tmp_path, pbu):
-    done = pbu(*command(digits, net, tmp_path / "out", "--dry-run")[3:])
+    done = pbu(*command(digits, net, tmp_path / "out", "--dry-run", "--classes", "8,3,8")[3:])
     document = json.loads(done.out)
     assert done.code == 0
     assert document["dry_run"] is True
+    assert document["protocol"]["classes"] == [8, 3]
     assert "passes of an image" in done.err
     assert not (tmp_path / "out").exists()
