@@ -9,8 +9,9 @@ import io
 import json
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext, redirect_stdout
+from dataclasses import asdict
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,6 +21,7 @@ import typer
 from pbu_cli import __version__
 from pbu_cli.benchmark_cli import benchmark
 from pbu_cli.errors import CriterionNotMet, InvalidUsage
+from pbu_cli.measures import MEASURES
 from pbu_cli.options import (
     IMAGES,
     NETWORK,
@@ -51,8 +53,10 @@ from pbu_cli.options import (
 from pbu_cli.settings import FORGOTTEN, SAFETENSORS, SCHEMA, Schedule, Weights
 
 if TYPE_CHECKING:
+    from pbu_cli.audit import Audited
     from pbu_cli.case import Case, Wanted
     from pbu_cli.console import Screen
+    from pbu_cli.evaluation import Comparison
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -341,6 +345,22 @@ def evaluate(
             rich_help_panel=NETWORK,
         ),
     ] = None,
+    audit: Annotated[
+        bool,
+        typer.Option(
+            "--audit",
+            help="Attack too: probe, odds, relearning, membership, likeness to --retrained.",
+        ),
+    ] = False,
+    members: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="DIR",
+            help="For --audit: forget images that were trained on, against --forget images that"
+            " were not.",
+            rich_help_panel=IMAGES,
+        ),
+    ] = None,
     require: Require = None,
     arch: Arch = None,
     device: Device = "auto",
@@ -351,6 +371,7 @@ def evaluate(
     size: Size = None,
     channels: Channels = None,
     skip_bad: SkipBad = False,
+    seed: Seed = 0,
     record: Record = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -358,7 +379,6 @@ def evaluate(
     """Measure what is forgotten and what is kept, beside the original and a free control."""
     from pbu_cli.console import percent
     from pbu_cli.criteria import parse, unmet
-    from pbu_cli.evaluation import evaluate as measure
     from pbu_cli.recording import check_appendable, record_evaluation
 
     screen, log = _screen(as_json, quiet)
@@ -366,7 +386,14 @@ def evaluate(
     if record is not None:
         check_appendable(record, checkpoint)
     criteria = [parse(text) for text in require or ()]
-    result = measure(
+    strict = [str(criterion) for criterion in criteria if criterion.of_audit]
+    if not audit and (strict or members):
+        raise InvalidUsage(
+            f"{f'--require {strict[0]}' if strict else '--members'}: only measured with --audit"
+        )
+    from pbu_cli.evaluation import compare, scored
+
+    comparison = compare(
         checkpoint,
         forget,
         wanted,
@@ -375,7 +402,9 @@ def evaluate(
         original=original,
         retrained=retrained,
         stdin=getattr(sys.stdin, "buffer", None),
+        inside=audit,
     )
+    result = scored(comparison)
     log.warn(result.warnings)
     rows = [
         (s.name, percent(s.a_df), _range(s.a_df_interval), percent(s.a_dr), _range(s.a_dr_interval))
@@ -389,7 +418,6 @@ def evaluate(
         rows,
         *(CONTROL if original is not None else ()),
     )
-    first = result.scores[0]
     classes = sorted({c for s in result.scores for c in s.per_class})
     screen.table(
         "Accuracy per class (%)",
@@ -407,12 +435,17 @@ def evaluate(
             for c in sorted({c for s in result.scores for c in s.answers})
         ],
     )
-    failed = unmet(criteria, first.a_df, first.a_dr)
+    audited = _audit(comparison, members, wanted, seed, screen, log) if audit else ()
+    found = {s.name: {"A_Df": s.a_df, "A_Dr": s.a_dr} for s in result.scores}
+    for one in audited:
+        found[one.name] |= {key: estimate.value for key, estimate in one.measures.items()}
+    failed = unmet(criteria, found["checkpoint"], found.get("retrained"))
     document = {
         **_heading("evaluate", log),
         "images": result.images,
         "skipped": result.skipped,
         "scores": [vars(s) for s in result.scores],
+        **_audit_document(audited, seed),
     }
     if record is not None:
         given = {"checkpoint": checkpoint, "original": original, "retrained": retrained}
@@ -421,7 +454,11 @@ def evaluate(
             {role: place for role, place in given.items() if place is not None},
             device=result.subject.device,
             arch=arch,
-            document={**document, "settings": vars(wanted), "require": require or []},
+            document={
+                **document,
+                "settings": {**vars(wanted), "seed": seed, "audit": audit},
+                "require": require or [],
+            },
         )
         screen.line(f"wrote {record}")
     _conclude(
@@ -576,6 +613,46 @@ def _case(
         )
     log.warn(case.warnings)
     return case
+
+
+def _audit(
+    comparison: Comparison,
+    members: list[str] | None,
+    wanted: Wanted,
+    seed: int,
+    screen: Screen,
+    log: Log,
+) -> tuple[Audited, ...]:
+    from pbu_cli.audit import audit, read_members
+    from pbu_cli.tables import audit_tables
+
+    known = read_members(members, comparison.case, wanted, log) if members else None
+    names = list(comparison.answers)
+    with screen.progress("auditing", len(names)) as bar:
+        audited = audit(
+            comparison,
+            members=known,
+            seed=seed,
+            done=lambda name: bar(names.index(name), name),
+        )
+    for table in audit_tables(audited, seed):
+        screen.table(table.title, table.columns, table.rows, *table.captions)
+    return audited
+
+
+def _audit_document(audited: Sequence[Audited], seed: int) -> dict[str, Any]:
+    """The audit of the JSON document; what is unknown is null there."""
+    if not audited:
+        return {}
+    networks = [
+        {
+            **asdict(one),
+            "measures": {key: asdict(one).get("measures", {}).get(key) for key in MEASURES},
+        }
+        for one in audited
+    ]
+    measures = {key: asdict(measure) for key, measure in MEASURES.items()}
+    return {"audit": {"seed": seed, "measures": measures, "networks": networks}}
 
 
 def _finish_dry(screen: Screen, log: Log, command: str, place: Path) -> None:

@@ -2,52 +2,90 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from pbu_cli.errors import InvalidUsage, printable
+from pbu_cli.measures import MEASURES
+
+NEEDS = {"A_Df": "", "A_Dr": "--retain"} | {key: one.needs for key, one in MEASURES.items()}
+
+Relation = Literal["<=", ">=", "~"]
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """A bound, in percent, that A_Df or A_Dr has to keep."""
+    """A bound that a measure has to keep, in the measure's unit; `~`: the most by which it may
+    differ from the retrained network's, on either side."""
 
-    measure: Literal["A_Df", "A_Dr"]
-    at_most: bool
+    measure: str
+    relation: Relation
     bound: float
 
     def __str__(self) -> str:
-        return f"{self.measure}{'<=' if self.at_most else '>='}{self.bound:g}"
+        return f"{self.measure}{self.relation}{self.bound:g}"
+
+    @property
+    def of_audit(self) -> bool:
+        return self.measure in MEASURES
+
+    def holds(self, value: float, retrained: float) -> bool:
+        if self.relation == "<=":
+            return value <= self.bound
+        if self.relation == ">=":
+            return value >= self.bound
+        return abs(value - retrained) <= self.bound
 
 
 def parse(text: str) -> Criterion:
-    """Read `A_Df<=1` or `A_Dr>=99.1`. Raises InvalidUsage.
+    """Read `A_Df<=1`, `A_Dr>=99.1` or `probe~2`. Raises InvalidUsage.
 
     >>> parse("A_Df <= 0.5")
-    Criterion(measure='A_Df', at_most=True, bound=0.5)
+    Criterion(measure='A_Df', relation='<=', bound=0.5)
     """
-    found = re.fullmatch(r"\s*(A_D[fr])\s*(<=|>=)\s*(\d{1,3}(?:\.\d+)?)\s*", text)
-    if found is None:
+    found = re.fullmatch(r"\s*(\w+)\s*(<=|>=|~)\s*(-?\d{1,3}(?:\.\d+)?)\s*", text)
+    relation: Relation | None = None
+    if found is not None and found[1] in NEEDS:
+        relation = "<=" if found[2] == "<=" else ">=" if found[2] == ">=" else "~"
+    if found is None or relation is None or (relation == "~" and found[3].startswith("-")):
         raise InvalidUsage(
-            f"--require {printable(text)}: expected A_Df<=X or A_Dr>=X with X in percent"
+            f"--require {printable(text)}: expected A_Df<=X or A_Dr>=X with X in percent, or"
+            " MEASURE<=X, MEASURE>=X, or MEASURE~X (within X of --retrained), with a measure of"
+            f" {', '.join(NEEDS)}"
         )
-    measure: Literal["A_Df", "A_Dr"] = "A_Df" if found[1] == "A_Df" else "A_Dr"
-    return Criterion(measure, found[2] == "<=", float(found[3]))
+    return Criterion(found[1], relation, float(found[3]))
 
 
-def unmet(criteria: Sequence[Criterion], a_df: float, a_dr: float | None) -> list[str]:
-    """What does not hold, in words; an unknown A_Dr meets nothing.
+def unmet(
+    criteria: Sequence[Criterion],
+    values: Mapping[str, float | None],
+    retrained: Mapping[str, float | None] | None = None,
+) -> list[str]:
+    """What does not hold, in words; what is unknown meets nothing.
 
-    >>> unmet([parse("A_Df<=1"), parse("A_Dr>=99")], 0.2, 98.5)
+    values, retrained: the checkpoint's measures and the retrained network's, by name.
+
+    >>> unmet([parse("A_Df<=1"), parse("A_Dr>=99")], {"A_Df": 0.2, "A_Dr": 98.5})
     ['A_Dr is 98.50, required A_Dr>=99']
+    >>> unmet([parse("probe~2")], {"probe": 91.0}, {"probe": 88.5})
+    ['probe is 91.00 and 88.50 of the retrained network, required probe~2']
     """
     failed = []
     for criterion in criteria:
-        value = a_df if criterion.measure == "A_Df" else a_dr
-        if value is None:
-            failed.append(f"{criterion.measure} is unknown without --retain, required {criterion}")
-        elif (value > criterion.bound) if criterion.at_most else (value < criterion.bound):
-            failed.append(f"{criterion.measure} is {value:.2f}, required {criterion}")
+        name = criterion.measure
+        value = values.get(name)
+        other = (retrained or {}).get(name)
+        relative = criterion.relation == "~"
+        if relative and retrained is None:
+            failed.append(f"{name} of a retrained network is unknown, required {criterion}")
+        elif value is None or math.isnan(value) or (relative and other is None):
+            without = f" without {NEEDS[name]}" if NEEDS[name] else ""
+            failed.append(f"{name} is unknown{without}, required {criterion}")
+        elif not criterion.holds(value, math.nan if other is None else other):
+            digits = MEASURES[name].places if name in MEASURES else 2
+            beside = f" and {other:.{max(2, digits)}f} of the retrained network" if relative else ""
+            failed.append(f"{name} is {value:.{max(2, digits)}f}{beside}, required {criterion}")
     return failed

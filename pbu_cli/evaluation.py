@@ -9,15 +9,20 @@ from pathlib import Path
 from typing import BinaryIO
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pbu_cli import metrics
+from pbu_cli.activations import read_head
 from pbu_cli.case import Case, Note, Subject, Wanted, assemble, left_out, load_subject, tried
 from pbu_cli.errors import CheckpointError, ImageError, printable
 from pbu_cli.evidence import label_from_name
 from pbu_cli.folders import Group, list_groups, split_by_subfolder
 from pbu_cli.images import Images, decode
-from pbu_cli.logits import logits
+from pbu_cli.logits import logits, prepared
+from pbu_cli.stages import head_module
+
+HEAD_MASK, ROW_SHIFT = "original, head mask", "original, row shift"  # the controls
+LOOK = 64  # images a forward pass of an audit: small ones stay in a core's cache
 
 
 @dataclass(frozen=True)
@@ -54,10 +59,30 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Answers:
-    """A network's logits [n, c] on the forget images and, where given, on retained ones."""
+    """A network's logits [n, c] on the forget images and, where given, on retained ones; for an
+    audit also what goes into its head, [n, d]."""
 
     forget: Tensor
     retain: Tensor | None = None
+    forget_features: Tensor | None = None
+    retain_features: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Networks, their controls and the images that they are compared on.
+
+    subjects: `checkpoint`, and `original` and `retrained` where given. answers: of these and of the
+    controls, in the order they are shown in. retained, labels: the retained images and what is
+    right for them, None where not given. shift: what the row shift takes from the head, [d].
+    """
+
+    case: Case
+    subjects: dict[str, Subject]
+    answers: dict[str, Answers]
+    retained: Images | None
+    labels: Tensor | None
+    shift: Tensor | None
 
 
 def score(name: str, answers: Answers, forget: Tensor, retain: Tensor | None) -> Scores:
@@ -85,9 +110,23 @@ def score(name: str, answers: Answers, forget: Tensor, retain: Tensor | None) ->
 def head_masked(answers: Answers, forgotten: Tensor) -> Answers:
     """The control: the same network with the forgotten logits at minus infinity."""
     retain = answers.retain
-    return Answers(
-        metrics.head_mask(answers.forget, forgotten),
-        None if retain is None else metrics.head_mask(retain, forgotten),
+    return replace(
+        answers,
+        forget=metrics.head_mask(answers.forget, forgotten),
+        retain=None if retain is None else metrics.head_mask(retain, forgotten),
+    )
+
+
+def row_shifted(answers: Answers, forgotten: Tensor, shift: Tensor) -> Answers:
+    """The control of an audit: the same network with one row of its head moved."""
+    retain, inside = answers.retain, answers.retain_features
+    assert answers.forget_features is not None
+    return replace(
+        answers,
+        forget=metrics.shift_rows(answers.forget, answers.forget_features, forgotten, shift),
+        retain=None
+        if retain is None or inside is None
+        else metrics.shift_rows(retain, inside, forgotten, shift),
     )
 
 
@@ -102,13 +141,34 @@ def evaluate(
     retrained: Path | None = None,
     stdin: BinaryIO | None = None,
 ) -> Evaluation:
-    """Score a checkpoint on forget images and, where given, on retained ones.
+    """Score a checkpoint on forget images and, where given, on retained ones; see `compare`."""
+    return scored(
+        compare(
+            checkpoint, forget, wanted, note,
+            retain=retain, original=original, retrained=retrained, stdin=stdin,
+        )
+    )  # fmt: skip
+
+
+def compare(
+    checkpoint: Path,
+    forget: Sequence[str],
+    wanted: Wanted,
+    note: Note,
+    *,
+    retain: str | None = None,
+    original: Path | None = None,
+    retrained: Path | None = None,
+    stdin: BinaryIO | None = None,
+    inside: bool = False,
+) -> Comparison:
+    """What a checkpoint, and the networks it is compared with, answer to the same images.
 
     The original is what images, labels and normalisation are inferred with where it is given: a
     checkpoint that has forgotten a class is no witness to it. Only the normalisation and the size
     that pbu recorded when it unlearned stand above what the original would suggest. Retained
-    images of a forgotten class are left out. With the original comes the head mask, the control
-    that is free.
+    images of a forgotten class are left out. With the original come the controls that are free:
+    the head mask and, for an audit, which looks `inside` at the head's input too, the row shift.
     """
     paths = {"checkpoint": checkpoint, "original": original, "retrained": retrained}
     subjects = {
@@ -126,24 +186,43 @@ def evaluate(
         subjects[name] = case.subject if name == lead else tried(other, channels, size, wanted)
     _compare("classes", {name: s.network.num_classes for name, s in subjects.items()})
     kept = None if retain is None else _retained(retain, case, wanted, note, recorded.forgotten)
+    pictures = None if kept is None else kept[0]
     answers = {
-        name: Answers(
-            case.answers if name == lead else _answers(s, case.images, case),
-            None if kept is None else _answers(s, kept[0], case),
-        )
+        name: _looked_inside(s, case, pictures) if inside else _answered(s, case, pictures)
         for name, s in subjects.items()
     }
+    shift = None
     if "original" in answers:
-        answers["original, head mask"] = head_masked(answers["original"], case.forgotten)
-    labels = None if kept is None else kept[1]
-    order = ("checkpoint", "original", "original, head mask", "retrained")
-    used = {"forget": case.images, "retain": None if kept is None else kept[0]}
+        whole, gone = answers["original"], case.forgotten.to(answers["original"].forget.device)
+        answers[HEAD_MASK] = head_masked(whole, gone)
+        if whole.forget_features is not None and _head_is_linear(subjects["original"]):
+            shift = metrics.row_shift(whole.forget, whole.forget_features, gone)
+        if shift is not None:
+            answers[ROW_SHIFT] = row_shifted(whole, gone, shift)
+    order = ("checkpoint", "original", HEAD_MASK, ROW_SHIFT, "retrained")
+    return Comparison(
+        case,
+        subjects,
+        {name: answers[name] for name in order if name in answers},
+        pictures,
+        None if kept is None else kept[1],
+        shift,
+    )
+
+
+def scored(comparison: Comparison) -> Evaluation:
+    """The scores of what was compared."""
+    case, retained = comparison.case, comparison.retained
+    used = {"forget": case.images, "retain": retained}
     return Evaluation(
-        tuple(score(n, answers[n], case.image_labels, labels) for n in order if n in answers),
+        tuple(
+            score(name, answers, case.image_labels, comparison.labels)
+            for name, answers in comparison.answers.items()
+        ),
         {which: 0 if some is None else len(some.pixels) for which, some in used.items()},
         {which: 0 if some is None else len(some.bad) for which, some in used.items()},
         case.subject,
-        case.warnings + (() if kept is None else tuple(left_out("retained", kept[0]))),
+        case.warnings + (() if retained is None else tuple(left_out("retained", retained))),
     )
 
 
@@ -160,9 +239,43 @@ def _compare(what: str, counts: dict[str, int]) -> None:
             )
 
 
-def _answers(subject: Subject, images: Images, case: Case) -> Tensor:
-    module = subject.network.module
-    return logits(module, images.pixels, case.preprocessing, case.batch_size)
+def _answered(subject: Subject, case: Case, retained: Images | None) -> Answers:
+    def given(images: Images) -> Tensor:
+        return logits(subject.network.module, images.pixels, case.preprocessing, case.batch_size)
+
+    known = subject is case.subject
+    return Answers(
+        case.answers if known else given(case.images),
+        None if retained is None else given(retained),
+    )
+
+
+def _looked_inside(subject: Subject, case: Case, retained: Images | None) -> Answers:
+    """Answers with features. Raises CheckpointError for a network without a head to look at."""
+    network = subject.network
+    head = head_module(network.module, network.builder)
+    if head is None:
+        raise CheckpointError(
+            f"--audit: {printable(network.name)} has no linear or convolutional layer in its head;"
+            " expected one whose input can be read"
+        )
+
+    def read(images: Images) -> tuple[Tensor, Tensor]:
+        parts = images.pixels.split(min(LOOK, case.batch_size))
+        rounds = (prepared(part, case.preprocessing, subject.device) for part in parts)
+        return read_head(network.module, head, rounds)
+
+    features, forget = read(case.images)
+    if retained is None:
+        return Answers(forget, None, features)
+    inside, retain = read(retained)
+    return Answers(forget, retain, features, inside)
+
+
+def _head_is_linear(subject: Subject) -> bool:
+    network = subject.network
+    head = head_module(network.module, network.builder)
+    return head is not None and isinstance(network.module.get_submodule(head), nn.Linear)
 
 
 def _retained(

@@ -22,6 +22,13 @@ def normalise(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
     return pixels.float().div_(255).sub_(mean).div_(std)
 
 
+def prepared(pixels: Tensor, preprocessing: Preprocessing, device: torch.device) -> Tensor:
+    """uint8 [n, k, h, w] -> normalised on `device`, channels last: on a CPU, convolutions of such
+    batches take half the time."""
+    inputs = normalise(pixels.to(device), preprocessing)
+    return inputs.contiguous(memory_format=torch.channels_last)
+
+
 @lru_cache(maxsize=16)
 def _mean_and_std(preprocessing: Preprocessing, device: torch.device) -> tuple[Tensor, Tensor]:
     """[k, 1, 1] each; kept, since making them on a GPU waits for it."""

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from pbu_cli.settings import FORGOTTEN
+
 
 def accuracy(answers: Tensor, labels: Tensor) -> float:
     """Percent of answers that equal their label; NaN of no images. int64 [n], [n].
@@ -63,3 +65,36 @@ def head_mask(logits: Tensor, forgotten: Tensor) -> Tensor:
     tensor([[-inf, 1.]])
     """
     return logits.masked_fill(forgotten, -math.inf)
+
+
+def row_shift(logits: Tensor, features: Tensor, forgotten: Tensor) -> Tensor | None:
+    """The control that moves one row of the head: what to take from the forgotten rows' weights.
+
+    logits [n, c] and features [n, d] of forget images, bool [c] -> [d]. The shift is t times the
+    mean feature, with the least t that leaves at most 0.5 % of the images answered with a forgotten
+    class. None where no t does, or an image is at odds with the mean of all. Everything before the
+    head stays, so that this too forgets nothing.
+
+    >>> logits, features = torch.tensor([[4.0, 0]]), torch.tensor([[1.0, 1]])
+    >>> row_shift(logits, features, torch.tensor([True, False])).round(decimals=3)
+    tensor([2., 2.])
+    """
+    mean = features.double().mean(dim=0)
+    gone = logits.double().masked_fill(~forgotten, -math.inf).amax(dim=1)
+    lead = gone - logits.double().masked_fill(forgotten, -math.inf).amax(dim=1)
+    per_shift = features.double() @ mean
+    turns = torch.where(per_shift > 0, lead / per_shift, torch.where(lead > 0, math.inf, -math.inf))
+    left = int(FORGOTTEN / 100 * len(turns))
+    least = max(0.0, float(turns.sort(descending=True).values[left]))
+    # A hair more, so that rounding leaves no image on the edge.
+    return (least * (1 + 1e-5) * mean).float() if math.isfinite(least) else None
+
+
+def shift_rows(logits: Tensor, features: Tensor, forgotten: Tensor, shift: Tensor) -> Tensor:
+    """The logits once `row_shift` has been taken from the forgotten rows. [n, c], [n, d] -> [n, c].
+
+    >>> features, shift = torch.tensor([[1.0, 3]]), torch.tensor([2.0, 1])
+    >>> shift_rows(torch.tensor([[9.0, 9]]), features, torch.tensor([True, False]), shift)
+    tensor([[4., 9.]])
+    """
+    return logits - (features @ shift)[:, None] * forgotten

@@ -80,33 +80,59 @@ def _stage_and_head(model: nn.Module, architecture: str | None) -> tuple[str, st
     return _by_position(model)
 
 
+def blocks(model: nn.Module) -> dict[str, nn.Module]:
+    """A network's parts in the order of definition, by path: its children that have parameters.
+
+    A child that holds nine tenths of all parameters (a `features` or `backbone`) is opened and its
+    own children count instead.
+
+    >>> inner = nn.Sequential(nn.Linear(9, 9), nn.ReLU(), nn.Linear(9, 9))
+    >>> list(blocks(nn.Sequential(inner, nn.Linear(9, 1))))
+    ['0.0', '0.2', '1']
+    """
+    found = {name: child for name, child in model.named_children() if _size(child)}
+    total = sum(map(_size, found.values()))
+    while True:
+        wrapper = next((n for n, child in found.items() if _size(child) > 0.9 * total), None)
+        inner = {} if wrapper is None else dict(found[wrapper].named_children())
+        inner = {f"{wrapper}.{n}": child for n, child in inner.items() if _size(child)}
+        if not inner or wrapper is None:
+            return found
+        opened: dict[str, nn.Module] = {}
+        for name, child in found.items():
+            opened.update(inner if name == wrapper else {name: child})
+        found = opened
+
+
+def head_module(model: nn.Module, architecture: str | None) -> str | None:
+    """The path of the layer that gives the logits: the last linear or convolutional one of the
+    head; None where there is none. Its input is what the network makes of an image at last.
+
+    >>> head_module(nn.Sequential(nn.Linear(9, 9), nn.ReLU(), nn.Linear(9, 3)), None)
+    '2'
+    """
+    _, head = _stage_and_head(model, architecture)
+    found = [
+        path
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d) and re.match(head, f"{path}.weight")
+    ]
+    return found[-1] if found else None
+
+
 def _by_position(model: nn.Module) -> tuple[str, str]:
     """The user's own network: the head is the last block with parameters, the last stage the
     fewest blocks before it that hold a quarter of the other parameters.
-
-    Blocks are the model's children in the order of definition; a child that holds nine tenths of
-    all parameters (a `features` or `backbone`) is opened and its own children count.
     """
-    blocks = {name: child for name, child in model.named_children() if _size(child)}
-    total = sum(map(_size, blocks.values()))
-    while True:
-        wrapper = next((n for n, child in blocks.items() if _size(child) > 0.9 * total), None)
-        inner = {} if wrapper is None else dict(blocks[wrapper].named_children())
-        inner = {f"{wrapper}.{n}": child for n, child in inner.items() if _size(child)}
-        if not inner or wrapper is None:
-            break
-        opened: dict[str, nn.Module] = {}
-        for name, child in blocks.items():
-            opened.update(inner if name == wrapper else {name: child})
-        blocks = opened
-    names = list(blocks)
+    found = blocks(model)
+    names = list(found)
     if not names:
         return r"(?!)", r""
     stage: list[str] = []
-    body = total - _size(blocks[names[-1]])
+    body = sum(map(_size, found.values())) - _size(found[names[-1]])
     for name in reversed(names[:-1]):
         stage.append(name)
-        if 4 * sum(_size(blocks[block]) for block in stage) >= body:
+        if 4 * sum(_size(found[block]) for block in stage) >= body:
             break
     pattern = "|".join(map(re.escape, stage)) if stage else "(?!)"
     return rf"({pattern})(\.|$)", rf"{re.escape(names[-1])}(\.|$)"

@@ -16,6 +16,7 @@ ORDER = [
     "errors",
     "settings",
     "json_text",
+    "measures",
     "files",
     "signals",
     "machine",
@@ -41,6 +42,7 @@ ORDER = [
     "descent",
     "stopping",
     "trunk",
+    "activations",
     "unlearning",
     "metrics",
     "roc",
@@ -56,6 +58,8 @@ ORDER = [
     "recording",
     "verification",
     "evaluation",
+    "audit",
+    "tables",
     "criteria",
     "demo",
     "feed",
@@ -77,6 +81,7 @@ ORDER = [
 _FISHER = ORDER[ORDER.index("layer_rules") : ORDER.index("fisher") + 1]
 _AUDIT = {"metrics", "roc", "probe", "membership", "similarity", "relearning"}
 NUMERIC = {*_FISHER, *_AUDIT, "objective", "descent", "stopping", "trunk"}
+NUMERIC = {*_FISHER, *_AUDIT, "objective", "stopping", "trunk", "activations"}
 OUTSIDE_NUMERIC = {"typer", "rich", "safetensors", "torchvision", "PIL", "pathlib", "os"}
 
 

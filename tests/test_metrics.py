@@ -39,3 +39,24 @@ def test_head_mask_never_answers_with_a_forgotten_class():
     masked = metrics.head_mask(logits, torch.tensor([False, False, True, False]))
     assert (masked.argmax(1) != 2).all()
     assert torch.equal(masked[:, [0, 1, 3]], logits[:, [0, 1, 3]])
+
+
+def test_the_row_shift_is_the_least_that_hides_the_class():
+    generator = torch.Generator().manual_seed(3)
+    features = torch.rand(1000, 6, generator=generator)
+    head = torch.randn(4, 6, generator=generator)
+    head[1] += 3
+    forgotten = torch.tensor([False, True, False, False])
+    logits = features @ head.T
+    shift = metrics.row_shift(logits, features, forgotten)
+    moved = head - forgotten[:, None] * shift
+    shown = metrics.shift_rows(logits, features, forgotten, shift)
+    assert torch.allclose(shown, features @ moved.T, atol=1e-4)
+    assert (shown.argmax(1) == 1).sum() == 5  # 0.5 % of 1,000
+    a_little_less = metrics.shift_rows(logits, features, forgotten, 0.999 * shift)
+    assert (a_little_less.argmax(1) == 1).sum() > 5
+
+
+def test_no_row_shift_hides_images_that_share_nothing_with_the_mean():
+    features = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])  # their mean is nought
+    assert metrics.row_shift(torch.eye(2), features, torch.tensor([True, False])) is None

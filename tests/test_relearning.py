@@ -105,7 +105,16 @@ def test_an_attacker_that_ruins_the_rest_gains_nothing_by_it():
     wild = [Attacker("sgd", 1e6)]
     curve, way = attack(BLIND, held, forget, retain, FORGOTTEN, wild, steps=(0, 1, 2))
     assert way == "bias alone"
-    assert curve[1] == curve[2] == 0
+    assert curve[0] == curve[1] == curve[2]
+
+
+def test_the_curve_never_falls_and_images_may_be_prepared_by_the_batch():
+    forget, retain = case()
+    plain = relearn(BLIND, forget, retain, FORGOTTEN)
+    values = list(plain.curve.values())
+    assert values == sorted(values)
+    halved = (forget[0] / 2, forget[1]), (retain[0] / 2, retain[1])
+    assert relearn(BLIND, *halved, FORGOTTEN, prepare=lambda x: 2 * x) == plain
 
 
 def test_a_masked_network_is_held_to_what_it_answered_masked():

@@ -1,0 +1,81 @@
+"""What a network computes on its way: the input of its head, and what its stages give.
+
+Read by hooks in one pass over the images; the network stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+SIDE = 8  # stage outputs are averaged to at most so many places a side
+
+
+@torch.no_grad()
+def read_head(model: nn.Module, head: str, rounds: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """The features that go into the module `head`, and the logits: [n, d] and [n, c], on the CPU.
+
+    `rounds` are batches as the model takes them. Feature maps are averaged over their places.
+
+    >>> model = nn.Sequential(nn.ReLU(), nn.Linear(2, 1, bias=False))
+    >>> read_head(model, "1", [torch.tensor([[-1.0, 2.0]])])[0]
+    tensor([[0., 2.]])
+    """
+    seen: list[Tensor] = []
+
+    def keep(module: nn.Module, args: tuple[Any, ...]) -> None:
+        x = args[0].float()
+        seen.append(_averaged(x, 1).cpu())
+
+    handle = model.get_submodule(head).register_forward_pre_hook(keep)
+    try:
+        logits = torch.cat([model(x).float().cpu() for x in rounds])
+    finally:
+        handle.remove()
+    return torch.cat(seen), logits
+
+
+@torch.no_grad()
+def read_stages(
+    model: nn.Module, paths: Sequence[str], rounds: Iterable[Tensor]
+) -> dict[str, Tensor]:
+    """What each module at `paths` gives, by path, [n, d] float32 on the CPU.
+
+    Feature maps [n, k, h, w] are averaged to at most 8 x 8 places, tokens [n, t, d] over all, and
+    flattened. A module called more than once, or whose output is no such tensor, is left out.
+    """
+    seen: dict[str, list[Tensor]] = {path: [] for path in paths}
+
+    def keep(path: str) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            if isinstance(output, Tensor):
+                seen[path].append(_averaged(output.float(), SIDE).cpu())
+
+        return hook
+
+    count = 0
+    with ExitStack() as hooks:
+        for path in paths:
+            hooks.enter_context(model.get_submodule(path).register_forward_hook(keep(path)))
+        for x in rounds:
+            model(x)
+            count += len(x)
+    return {
+        path: torch.cat(parts)
+        for path, parts in seen.items()
+        if parts and sum(map(len, parts)) == count
+    }
+
+
+def _averaged(x: Tensor, side: int) -> Tensor:
+    """[n, k, h, w] or [n, t, d] or [n, d] -> [n, d]."""
+    if x.dim() == 4:
+        x = F.adaptive_avg_pool2d(x, (min(side, x.shape[2]), min(side, x.shape[3])))
+    elif x.dim() == 3:
+        x = x.mean(dim=1)
+    return x.flatten(1).clone()  # a layer behind may work in place
