@@ -34,7 +34,7 @@ MEASURES: dict[str, Measure] = {
     "odds_auc": Measure(
         "odds AUC",
         "--retain",
-        "P(z_c - logsumexp of the other logits is larger for a forget than for a retained image);"
+        "P(z_c - logsumexp of the kept logits is larger for a forget than for a retained image);"
         " of the head mask before masking, since who may shift a bias undoes it; bootstrap",
         3,
     ),

@@ -50,8 +50,9 @@ def cka(x: Tensor, y: Tensor) -> tuple[float, tuple[float, float]]:
     x [n, d], y [n, e]. CKA = HSIC(x, y) / sqrt(HSIC(x, x) HSIC(y, y)), 1 for features equal up to
     rotation, scale and shift; with the unbiased HSIC of Song et al., "Feature selection via
     dependence maximization", JMLR 2012, eq. 5, since the biased one nears 1 for unrelated features
-    once d exceeds n. Around 0 it may be negative; NaN of constant features. Interval: jackknife
-    over ten groups of images. Source: Kornblith et al. 2019; Nguyen et al. 2021.
+    once d exceeds n. Around 0 it may be negative; NaN of constant features, and of fewer than ten
+    images. Interval: jackknife over up to ten groups of images. Sources: Kornblith et al. 2019;
+    Nguyen et al. 2021.
 
     >>> x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
     >>> round(cka(x, -2 * x.flip(1) + 1)[0], 4)
@@ -68,11 +69,11 @@ def gram(x: Tensor) -> Tensor:
 
 def cka_of_grams(k: Tensor, m: Tensor) -> tuple[float, tuple[float, float]]:
     """`cka` from two matrices of `gram`."""
-    value = _cka(k, m)
     n = len(k)
     count = min(GROUPS, n // 5)
     if count < 2:
-        return value, (math.nan, math.nan)
+        return math.nan, (math.nan, math.nan)
+    value = _cka(k, m)
     without = []
     for group in range(count):
         kept = torch.arange(n) % count != group
