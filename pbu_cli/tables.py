@@ -98,7 +98,8 @@ def _with(value: float, interval: tuple[float, float], places: int) -> str:
         return "unknown"
     if not math.isfinite(value):
         return f"{value}"
-    return f"{value:.{places}f} [{interval[0]:.{places}f}, {interval[1]:.{places}f}]"
+    # Without a space, so that a narrow terminal breaks before the interval and not inside it.
+    return f"{value:.{places}f} [{interval[0]:.{places}f},{interval[1]:.{places}f}]"
 
 
 def _likeness(audits: Sequence[Audited]) -> list[Table]:

@@ -133,7 +133,7 @@ def test_a_row_of_unknowns_stays_a_row():
     one = Audited("checkpoint", {"probe": Estimate(88.44, (87.0, 89.91))})
     table = audit_tables([one, Audited("retrained")], seed=3)[0]
     rows = {row[0]: row[1:] for row in table.rows}
-    assert rows["probe, balanced (%)"] == ("88.4 [87.0, 89.9]", "unknown")
+    assert rows["probe, balanced (%)"] == ("88.4 [87.0,89.9]", "unknown")
     assert rows["odds AUC"] == ("unknown", "unknown")
     assert "seed 3" in table.captions[0]
 
