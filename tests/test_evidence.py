@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
+from torch import nn
 from torch.distributions import Normal, kl_divergence
 
 from pbu_cli.case import Wanted, load_subject
@@ -13,7 +16,7 @@ from pbu_cli.evidence import label_from_name, parse_label, rank_normalisations, 
 from pbu_cli.folders import list_groups
 from pbu_cli.images import decode
 from pbu_cli.logits import normalise
-from pbu_cli.settings import Preprocessing
+from pbu_cli.settings import NORMALISATIONS, Preprocessing
 
 NAMES = ("tench", "great white shark", "Ship")
 
@@ -131,3 +134,29 @@ def test_the_evidence_of_a_normalisation_is_of_all_images_however_they_are_batch
     given = Normal(x.flatten(1).mean(1), x.flatten(1).std(1, correction=0))
     assert at_once[0].preprocessing == normal
     assert at_once[0].mismatch == pytest.approx(kl_divergence(given, fit).mean().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("close", [-math.inf, 30.0, math.inf])
+def test_who_is_far_behind_after_a_few_images_is_tried_on_no_more(close, monkeypatch):
+    monkeypatch.setattr("pbu_cli.evidence.CLOSE", close)
+    seen: list[int] = []
+
+    class Bright(nn.Module):
+        """Calls an image 0 the surer, the closer its mean is to that under "unit range"."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.bias = nn.Parameter(torch.zeros(()))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(len(x))
+            off = (x.mean((1, 2, 3)) - 0.5).abs() + self.bias
+            return torch.stack([0.1 - off, torch.zeros_like(off)], dim=1)
+
+    pixels = torch.linspace(100, 155, 300).byte().view(300, 1, 1, 1)
+    ranking = rank_normalisations(Bright(), pixels, torch.zeros(300, dtype=torch.int64), [0])
+    assert ranking[0].name == "unit range"
+    assert {c.name for c in ranking} == set(NORMALISATIONS)
+    again = len(NORMALISATIONS) if close == math.inf else 2
+    assert seen == [64] * len(NORMALISATIONS) + [256] * again
+    assert ranking == sorted(ranking, key=lambda c: -c.score)
