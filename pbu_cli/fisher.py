@@ -24,7 +24,17 @@ from pbu_cli.errors import InvalidUsage, PbuError
 from pbu_cli.estimators import drawn, empirical, exact
 from pbu_cli.machine import keep_freed_memory
 from pbu_cli.plan import ALONE, Plan, propose, tolerance
-from pbu_cli.squares import Columns, Parameters, Totals, add, add_alone, add_at_once, require, zeros
+from pbu_cli.portion import Portion
+from pbu_cli.squares import (
+    Columns,
+    Parameters,
+    Totals,
+    add_alone,
+    add_at_once,
+    add_what_fits,
+    require,
+    zeros,
+)
 from pbu_cli.taps import checked_logits
 
 Estimator = Literal["empirical", "exact", "mc"]
@@ -61,6 +71,7 @@ def fisher_diagonal(
     wanted = _named(model, parameters)
     generator = torch.Generator().manual_seed(seed)
     plans: dict[torch.Size, Plan] = {}
+    portion = Portion()
     with _at_rest(model):
         totals: Totals = {}
         for images, labels in batches:
@@ -73,7 +84,8 @@ def fisher_diagonal(
             given = labels.to(x.device)
             if estimator == "mc":
                 given = torch.rand(len(x), draws, dtype=torch.float64, generator=generator)
-            add(model, wanted, plans[x.shape[1:]], x, given, COLUMNS[estimator], totals)
+            plan_of_x, columns = plans[x.shape[1:]], COLUMNS[estimator]
+            add_what_fits(model, wanted, plan_of_x, x, given, columns, totals, portion)
     totals = totals or zeros(wanted)
     broken = [name for name, total in totals.items() if not total.isfinite().all()]
     if broken:

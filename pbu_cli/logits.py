@@ -8,6 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
+from pbu_cli.portion import Portion
 from pbu_cli.settings import Preprocessing
 
 
@@ -54,4 +55,7 @@ def logits(
     device = next(model.parameters()).device
     unused = torch.zeros(len(pixels), dtype=torch.int8)
     rounds = batches(pixels, unused, preprocessing, batch_size, device)
-    return torch.cat([model(inputs).float() for inputs, _ in rounds])
+    portion, found = Portion(), list[Tensor]()
+    for x, _ in rounds:
+        found += portion.each(lambda part, x=x: model(x[part]).float(), len(x))  # type: ignore[misc]
+    return torch.cat(found)

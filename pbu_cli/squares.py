@@ -15,12 +15,15 @@ from torch import Tensor, nn
 
 from pbu_cli.layers import Call
 from pbu_cli.plan import ALONE, PULLED_BACK, Plan
+from pbu_cli.portion import Portion
 from pbu_cli.taps import Operands, checked_logits, raise_changed, tapped
 
 Columns = Callable[[Tensor, Tensor], Iterable[Tensor]]  # (logits [n, C], given [n]) -> v [n, C]
 Parameters = Mapping[str, nn.Parameter]
 Totals = dict[str, Tensor]
 
+# Of these torch never says that memory ran out: the system ends the process.
+NEVER_OUT = {"cpu"}
 # Numbers held for gradients of single images that are to be pulled back: 256 MB in fp32.
 _HELD = 1 << 26
 
@@ -43,6 +46,35 @@ def add(
     alone = {name: wanted[name] for name in plan.by(ALONE)}
     if alone:
         add_alone(model, alone, x, given, columns, totals)
+
+
+def add_what_fits(
+    model: nn.Module,
+    wanted: Parameters,
+    plan: Plan,
+    x: Tensor,
+    given: Tensor,
+    columns: Columns,
+    totals: Totals,
+    portion: Portion,
+) -> None:
+    """`add`, on fewer images at a time from where the device's memory runs out.
+
+    Backward adds to the totals as it goes. So where memory may run out in the midst of it, some
+    images have totals of their own until they are through.
+    """
+    if x.device.type in NEVER_OUT:
+        add(model, wanted, plan, x, given, columns, totals)
+        return
+
+    def squares(part: slice) -> Totals:
+        own = zeros(wanted)
+        add(model, wanted, plan, x[part], given[part], columns, own)
+        return own
+
+    for own in portion.each(squares, len(x)):
+        for name, total in totals.items():
+            total += own[name]
 
 
 def add_at_once(

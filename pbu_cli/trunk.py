@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pbu_cli.portion import Portion
+
 ATTEMPTS = 8  # where a trained block has branches, frozen modules in it come after the cut
 
 
@@ -119,16 +121,25 @@ def look(
     """One pass over batches of images [n, *image]: features [N, *cut.features] and logits [N, c],
     both float32. Without a cut there are no features.
     """
-    features: list[Tensor] = []
+    features, logits, portion = list[Tensor](), list[Tensor](), Portion()
+    seen: list[Tensor] = []
     with ExitStack() as hooks:
         if cut is not None:
             hooks.enter_context(
                 model.get_submodule(cut.path).register_forward_hook(
-                    lambda module, args, output: features.append(output.clone())
+                    lambda module, args, output: seen.append(output.clone())
                 )
             )
-        logits = torch.cat([model(x).float() for x in rounds])
-    return torch.cat(features) if features else None, logits
+        for x in rounds:
+
+            def answer(part: slice, x: Tensor = x) -> tuple[Tensor, list[Tensor]]:
+                seen.clear()  # of what memory did not hold
+                return model(x[part]).float(), seen[:]
+
+            for found, of_trunk in portion.each(answer, len(x)):
+                logits.append(found)
+                features += of_trunk
+    return torch.cat(features) if features else None, torch.cat(logits)
 
 
 def bytes_held(cut: Cut, images: int) -> int:

@@ -29,6 +29,7 @@ ORDER = [
     "stages",
     "folders",
     "images",
+    "portion",
     "logits",
     "layer_rules",
     "kernels",
