@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
+import re
+import sys
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -77,6 +80,19 @@ def test_every_method_leaves_the_original_alone_and_ends_in_eval_mode(task, name
     assert all(not module.training for r in results for module in r.network.modules())
     assert all(torch.equal(v, before[k]) for k, v in task.original.state_dict().items())
     assert all(parameter.grad is None for parameter in task.original.parameters())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_method_states_its_source_and_what_it_reads_here_and_in_the_readme(name):
+    method = find(name)
+    stated = sys.modules[method.unlearn.__module__].__doc__ or ""
+    assert method.name == name
+    assert re.search("Source: |No paper", stated)
+    reads = re.findall(r"\bReads (nothing|both|the forget|the retained|retained)", stated)
+    assert len(reads) == 1
+    assert reads[0].removeprefix("the ") == method.reads
+    readme = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+    assert f"| `{name}` | {method.reads} |" in readme
 
 
 @pytest.mark.parametrize("name", NAMES)
