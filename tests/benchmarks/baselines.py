@@ -34,7 +34,11 @@ HELD_OUT = 10  # one image in so many
 CANDIDATES: dict[str, tuple[Any, list[dict[str, float]]]] = {
     "fast-effective": (
         fast_effective,
-        [{}, {"impair_rate": 0.002, "repair_rate": 0.001}],
+        [
+            {},
+            {"impair_rate": 0.002, "repair_rate": 0.001},
+            {"impair_rate": 0.0005, "repair_rate": 0.0005},
+        ],
     ),
     "bad-teaching": (bad_teaching, [{}, {"rate": 1e-3}]),
     "gradient-ascent": (gradient_ascent, [{}, {"rate": 1e-4}, {"rate": 1e-6}]),
