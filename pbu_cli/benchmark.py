@@ -28,7 +28,9 @@ from pbu_cli.feed import Feed
 from pbu_cli.files import claimed
 from pbu_cli.logits import logits
 from pbu_cli.model import load
+from pbu_cli.objective import log_odds
 from pbu_cli.recipe import Recipe, train
+from pbu_cli.roc import auc
 
 ORIGINAL = "original"  # the row that the others start from
 
@@ -143,7 +145,7 @@ def work(
         seconds += time.perf_counter() - start
         if result is None:
             break
-        found = measures(result.network, plan.dataset, label)
+        found = measures(result.network, plan.dataset, label, result.inside)
         outcomes.append(Outcome(result.stage, found, seconds, images))
         if plan.keep and method.reads != "nothing":  # such a one has no weights of its own
             stage = result.stage.replace(" ", "")
@@ -181,17 +183,25 @@ def original(plan: Plan, seed: int, seen: Callable[[int], None]) -> tuple[nn.Mod
     return network, Outcome("", {}, round(seconds, 2), images)
 
 
-def measures(network: nn.Module, dataset: Dataset, label: int) -> dict[str, float]:
-    """What is measured of a network, in percent, on the test split; measures by name.
+def measures(
+    network: nn.Module, dataset: Dataset, label: int, inside: nn.Module | None = None
+) -> dict[str, float]:
+    """What is measured of a network on the test split; measures by name.
 
-    The one place for more of them: each is kept with its cell, averaged over the seeds and shown.
+    a_df, a_dr: percent. odds_auc: how well the class's log odds tell its images from the others,
+    0.5 for not at all; under a mask, of what is `inside`. The one place for more of them: each is
+    kept with its cell, averaged over the seeds and shown.
     """
-    answers = logits(network, dataset.test.pixels, dataset.preprocessing).argmax(1).cpu()
-    labels = dataset.test.labels
-    gone = labels == label
+    test, gone = dataset.test, dataset.test.labels == label
+    found = logits(network, test.pixels, dataset.preprocessing).cpu()
+    answers = found.argmax(1)
+    if inside is not None:
+        found = logits(inside, test.pixels, dataset.preprocessing).cpu()
+    odds = log_odds(found, torch.arange(found.shape[1]) == label)
     return {
-        "a_df": metrics.accuracy(answers[gone], labels[gone]),
-        "a_dr": metrics.accuracy(answers[~gone], labels[~gone]),
+        "a_df": metrics.accuracy(answers[gone], test.labels[gone]),
+        "a_dr": metrics.accuracy(answers[~gone], test.labels[~gone]),
+        "odds_auc": float(auc(odds[gone], odds[~gone])),
     }
 
 

@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from pbu_cli.console import Screen
 
 CAPTIONS = (
-    "percent on the test split, mean and standard deviation over the seeds; the paper's as it",
-    "reports them, pbu-paper beside the same figures as pbu. seconds of the work alone; images:",
-    "training images handed to the method, each time counted. reads: the training images used.",
+    "A_Df, A_Dr: percent on the test split, mean and standard deviation over the seeds; the",
+    "paper's as it reports them, pbu-paper beside the same figures as pbu. odds AUC: how well the",
+    "log odds of the class tell its images from others, 0.5 for not at all; of head-mask, under",
+    "the mask. seconds of the work alone; images: training images handed to the method, each time",
+    "counted; reads: which.",
 )
 
 

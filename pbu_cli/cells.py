@@ -15,7 +15,7 @@ from pbu_cli.settings import SCHEMA
 
 @dataclass(frozen=True)
 class Outcome:
-    """One result of a method. measures: percent, by name; `a_df` and `a_dr` are always there.
+    """One result of a method. measures: by name; `a_df` and `a_dr`, in percent, are always there.
 
     seconds: of the work alone, not of measuring. images: training images handed to the method,
     each time counted.

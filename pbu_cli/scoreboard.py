@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pbu_cli.cells import Cell, Outcome
+from pbu_cli.measures import MEASURES
 from pbu_cli.paper import Figures, figures
 from pbu_cli.picture import Mark
 
@@ -68,11 +69,14 @@ def summarise(measured: Sequence[Cell], dataset: str, model: str) -> list[Row]:
 def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Columns and cells. Measures beyond the two that are always there stand behind them."""
     more = [name for name in rows[0].mean if name not in ALWAYS]
-    columns = ["", "reads", "A_Df", "A_Dr", *more, "seconds", "images", "paper A_Df", "paper A_Dr"]
+    titles = [MEASURES[name].title if name in MEASURES else name for name in more]
+    columns = ["", "reads", "A_Df", "A_Dr", *titles, "seconds", "images"]
+    columns += ["paper A_Df", "paper A_Dr"]
     shown = []
     for row in rows:
         values = [
-            spread(row.mean[name], row.std[name] if row.std else None) for name in (*ALWAYS, *more)
+            spread(row.mean[name], row.std[name] if row.std else None, _places(name))
+            for name in (*ALWAYS, *more)
         ]
         paper = ["", ""] if row.paper is None else [spread(*pair) for pair in row.paper]
         work = [f"{row.seconds:.1f}", f"{row.images:,.0f}"]
@@ -80,12 +84,16 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     return columns, shown
 
 
-def spread(mean: float, std: float | None) -> str:
+def spread(mean: float, std: float | None, places: int = 2) -> str:
     """
-    >>> spread(98.7312, 0.5701), spread(0.0, None)
-    ('98.73 ± 0.57', '0.00')
+    >>> spread(98.7312, 0.5701), spread(0.0, None), spread(0.98765, None, 3)
+    ('98.73 ± 0.57', '0.00', '0.988')
     """
-    return f"{mean:.2f}" if std is None else f"{mean:.2f} ± {std:.2f}"
+    return f"{mean:.{places}f}" if std is None else f"{mean:.{places}f} ± {std:.{places}f}"
+
+
+def _places(name: str) -> int:
+    return MEASURES[name].places if name in MEASURES else 2
 
 
 def marks(rows: Sequence[Row]) -> list[Mark]:

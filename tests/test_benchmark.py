@@ -171,7 +171,7 @@ def test_a_method_is_handed_what_it_says_it_reads_and_nothing_else(plan):
 
 
 def test_measuring_is_not_in_the_seconds_and_stages_add_up(plan, monkeypatch):
-    def slow(network: object, dataset: object, label: int) -> dict[str, float]:
+    def slow(network: object, dataset: object, label: int, inside: object) -> dict[str, float]:
         time.sleep(0.2)
         return {"a_df": 0.0, "a_dr": 0.0}
 
@@ -202,12 +202,25 @@ def test_a_measure_is_of_the_test_split_by_class(plan):
             self.at += len(x)
             return torch.nn.functional.one_hot(answers[self.at - len(x) : self.at], 10).float()
 
-    assert benchmark.measures(Oracle(), plan.dataset, 8) == {"a_df": 0.0, "a_dr": 100.0}
+    found = benchmark.measures(Oracle(), plan.dataset, 8)
+    assert (found["a_df"], found["a_dr"]) == (0.0, 100.0)
+    gone, others = (float((plan.dataset.test.labels == c).sum()) for c in (8, 3))
+    kept = len(plan.dataset.test.labels) - others
     assert benchmark.measures(Oracle(), plan.dataset, 3) == {
         "a_df": 100.0,
-        "a_dr": pytest.approx(100 * (1 - float((plan.dataset.test.labels == 8).sum())
-                                     / float((plan.dataset.test.labels != 3).sum()))),
-    }  # fmt: skip
+        "a_dr": pytest.approx(100 * (1 - gone / kept)),
+        "odds_auc": pytest.approx(1 - gone / kept / 2),  # ties, which count as a half
+    }
+
+
+def test_a_mask_hides_nothing_from_the_odds(plan):
+    network = plan.candidate.fresh(0)
+    task = benchmark._task(plan, network, find("head-mask"), 0, 8, lambda images: None)
+    (result,) = find("head-mask").unlearn(task)
+    before = benchmark.measures(network, plan.dataset, 8)
+    after = benchmark.measures(result.network, plan.dataset, 8, result.inside)
+    assert after["odds_auc"] == before["odds_auc"] != 0.5
+    assert after["a_df"] == 0
 
 
 def test_kept_networks_are_checkpoints(plan, pbu):

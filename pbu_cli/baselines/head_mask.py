@@ -35,7 +35,8 @@ class Masked(nn.Module):
 def unlearn(task: Task) -> Iterator[Result]:
     """Put the mask on."""
     device = next(task.original.parameters()).device
-    yield Result(Masked(task.original, task.label, task.num_classes).to(device).eval())
+    masked = Masked(task.original, task.label, task.num_classes).to(device).eval()
+    yield Result(masked, inside=task.original)
 
 
 METHOD = Method("head-mask", "nothing", unlearn, lambda size: 0, {})

@@ -43,10 +43,12 @@ class Task:
 
 @dataclass(frozen=True)
 class Result:
-    """A network that should have forgotten; `stage` tells apart several of one run."""
+    """A network that should have forgotten; `stage` tells apart several of one run; `inside` is
+    what whoever has the weights finds under a mask."""
 
     network: nn.Module
     stage: str = ""
+    inside: nn.Module | None = None
 
 
 class Extent(NamedTuple):
