@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 
 from pbu_cli.errors import Stopped
 from pbu_cli.signals import heed
@@ -17,6 +18,10 @@ def main() -> None:
     except Stopped as stopped:  # before `run` could heed it, or after
         sys.stderr.write(f"error: {stopped}\n")
         code = stopped.exit_code
+    if code > 128:  # who asks for an end does not wait for all of torch to be taken down
+        with suppress(OSError):
+            sys.stdout.flush()
+        os._exit(code)
     sys.exit(code)
 
 

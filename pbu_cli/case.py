@@ -22,7 +22,7 @@ from pbu_cli.evidence import (
 from pbu_cli.folders import Group, list_groups, split_by_subfolder
 from pbu_cli.images import SMALL, Images, common_size, decode
 from pbu_cli.logits import batches, normalise
-from pbu_cli.machine import memory
+from pbu_cli.machine import compute_alike, memory
 from pbu_cli.network import Network, load_network, try_out
 from pbu_cli.settings import Preprocessing
 from pbu_cli.stages import trained_parameters
@@ -47,6 +47,7 @@ class Wanted:
     device: str = "auto"
     batch_size: int = 256
     skip_bad: bool = False
+    deterministic: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,8 @@ def load_subject(path: Path, wanted: Wanted, note: Note) -> Subject:
     network = load_network(checkpoint, wanted.arch, description)
     note("architecture", network.name, network.source)
     device = choose_device(wanted.device)
+    if wanted.deterministic:
+        compute_alike(device)
     network.module.to(device)
     return Subject(checkpoint.under(network.prefix), description, network, device)
 

@@ -29,6 +29,7 @@ from pbu_cli.options import (
     BatchSize,
     Channels,
     Checkpoint,
+    Deterministic,
     Device,
     Draws,
     DryRun,
@@ -98,6 +99,7 @@ def fisher(
     layers: Layers = "all",
     arch: Arch = None,
     device: Device = "auto",
+    deterministic: Deterministic = False,
     batch_size: BatchSize = 256,
     label: LabelFlag = None,
     mean: Mean = None,
@@ -117,7 +119,9 @@ def fisher(
     from pbu_cli.fisher_file import write_fisher
 
     screen, log = _screen(as_json, quiet)
-    wanted = wanted_of(arch, label, mean, std, size, channels, device, batch_size, skip_bad)
+    wanted = wanted_of(
+        arch, label, mean, std, size, channels, device, batch_size, skip_bad, deterministic
+    )
     lap = timed()
     case = _case(checkpoint, forget, wanted, layers, log, screen)
     place = output or checkpoint.with_suffix(".fisher.safetensors")
@@ -192,6 +196,7 @@ def unlearn(
     draws: Draws = 1,
     arch: Arch = None,
     device: Device = "auto",
+    deterministic: Deterministic = False,
     batch_size: BatchSize = 256,
     label: LabelFlag = None,
     mean: Mean = None,
@@ -214,7 +219,9 @@ def unlearn(
     from pbu_cli.recording import check_places, record_unlearning, summary
 
     screen, log = _screen(as_json, quiet)
-    wanted = wanted_of(arch, label, mean, std, size, channels, device, batch_size, skip_bad)
+    wanted = wanted_of(
+        arch, label, mean, std, size, channels, device, batch_size, skip_bad, deterministic
+    )
     weights = Weights(alpha, beta, gamma, delta)
     at_once = min(Schedule.batch_size, batch_size)
     schedule = Schedule(steps=steps, seed=seed, batch_size=at_once)
@@ -364,6 +371,7 @@ def evaluate(
     require: Require = None,
     arch: Arch = None,
     device: Device = "auto",
+    deterministic: Deterministic = False,
     batch_size: BatchSize = 256,
     label: LabelFlag = None,
     mean: Mean = None,
@@ -382,7 +390,9 @@ def evaluate(
     from pbu_cli.recording import check_appendable, record_evaluation
 
     screen, log = _screen(as_json, quiet)
-    wanted = wanted_of(arch, label, mean, std, size, channels, device, batch_size, skip_bad)
+    wanted = wanted_of(
+        arch, label, mean, std, size, channels, device, batch_size, skip_bad, deterministic
+    )
     if record is not None:
         check_appendable(record, checkpoint)
     criteria = [parse(text) for text in require or ()]

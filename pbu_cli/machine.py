@@ -63,6 +63,20 @@ def describe_device(device: torch.device) -> dict[str, Any]:
     return {"type": device.type, "name": name, "threads": torch.get_num_threads()}
 
 
+def compute_alike(device: torch.device) -> None:
+    """Have the same inputs give the same bytes on this device, at what that costs.
+
+    On a CPU threads share out sums and so round them otherwise: one thread, for any number there
+    is. On a GPU: deterministic algorithms alone, an error where torch has none for an operation.
+    """
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True)
+
+
 def _processor() -> str:
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():

@@ -101,6 +101,14 @@ Device = Annotated[
         rich_help_panel=NETWORK,
     ),
 ]
+Deterministic = Annotated[
+    bool,
+    typer.Option(
+        "--deterministic",
+        help="The same bytes from the same run: one thread on a CPU, slower kernels on a GPU.",
+        rich_help_panel=NETWORK,
+    ),
+]
 BatchSize = Annotated[
     int, typer.Option(min=1, help="Images per forward pass.", rich_help_panel=NETWORK)
 ]
@@ -187,6 +195,7 @@ def wanted_of(
     device: str,
     batch_size: int,
     skip_bad: bool,
+    deterministic: bool = False,
 ) -> Wanted:
     from pbu_cli.case import Wanted
 
@@ -200,6 +209,7 @@ def wanted_of(
         device=device,
         batch_size=batch_size,
         skip_bad=skip_bad,
+        deterministic=deterministic,
     )
 
 

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -459,6 +459,32 @@ def test_a_disk_that_fills_up_leaves_the_old_output_as_it_was(
     assert "cannot write" in done.stderr
     assert output.read_bytes() == b"precious"
     assert [path.name for path in tmp_path.iterdir()] == [output.name]
+
+
+@pytest.fixture
+def locked(tmp_path: Path) -> Iterator[Path]:
+    """A folder that nobody may write to: for root, who writes everywhere, a read-only mount."""
+    folder = tmp_path / "locked"
+    folder.mkdir()
+    if os.getuid():
+        folder.chmod(0o555)
+        yield folder
+        folder.chmod(0o755)
+        return
+    mount = ["mount", "-t", "tmpfs", "-o", "ro", "none", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, check=False).returncode:
+        pytest.skip("root without the right to mount")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_read_only_folder_is_found_before_any_work(pbu, digits, locked, monkeypatch):
+    monkeypatch.setattr(commands, "unlearn", None)
+    done = pbu("unlearn", digits.checkpoint, "--forget", digits.train / "8", "-q",
+               "-o", locked / "x.safetensors")  # fmt: skip
+    assert done.code == 1
+    assert "no permission to write there" in done.err or "Read-only file system" in done.err
+    assert not list(locked.iterdir())
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
