@@ -6,12 +6,15 @@ Source: Tarun, Chundawat, Mandal, Kankanhalli, "Fast Yet Effective Machine Unlea
     argmin_N  E[ -L(f_theta*(N), y) + lambda ||N||^2 ],    L the cross-entropy;
 
 impair: one epoch of cross-entropy on N, labelled y, and retained images; repair: one on the
-retained images alone. Settings are those of the authors' published notebook (CIFAR-10, ResNet-18).
-Reads retained images, 1,000 a class at most; of the forget class only its label.
+retained images alone. Settings are those of the authors' published notebook (CIFAR-10, ResNet-18)
+but for the two rates. Reads retained images, 1,000 a class at most; of the forget class only its
+label.
 
 Deviations: the noise is learned in eval mode (their notebook lets it drift BatchNorm's statistics),
 and it is labelled with the class (their notebook labels it 0 whatever the class). The retained
-images are drawn at random, where theirs are the first ones.
+images are drawn at random, where theirs are the first ones. Adam's rates are 5e-4 both, not 0.02
+and 0.01: on training images held out of MNIST, ResNet-34, class 8 (`tests/benchmarks/baselines.py`)
+all forget, and A_Dr is 98.3 where theirs give 78.4; a tenth of theirs gives 97.5.
 """
 
 from __future__ import annotations
@@ -37,8 +40,8 @@ class Settings:
     copies: int = 20  # so often each noise stands in the impair epoch
     per_class: int = 1000  # retained images
     batch_size: int = 256
-    impair_rate: float = 0.02
-    repair_rate: float = 0.01
+    impair_rate: float = 5e-4
+    repair_rate: float = 5e-4
 
 
 SETTINGS = Settings()
