@@ -140,13 +140,32 @@ def _plan(model: nn.Module, wanted: Parameters, x: Tensor) -> Plan:
     zero = mean * (10 * torch.finfo(x.dtype).eps) ** 2
     for total in totals.values():
         total.neg_()  # so that what the loop adds leaves the difference: no second set of totals
-    add_alone(model, wanted, images, v, columns, totals)
+    for some in _in_quarters(wanted):  # a loop holds the gradients of all that it is asked for
+        add_alone(model, some, images, v, columns, totals)
     agree = {
         name: float(total.norm()) <= tolerance(x.dtype) * sizes[name] + zero * sqrt(total.numel())
         for name, total in totals.items()
     }
     wrong = [name for name in wanted if not agree[name]]
     return replace(proposal, ways={**proposal.ways, **dict.fromkeys(wrong, ALONE)})
+
+
+def _in_quarters(parameters: Parameters) -> list[Parameters]:
+    """The parameters by groups of at most a quarter of their numbers, larger ones by themselves.
+
+    >>> [*map(list, _in_quarters({name: nn.Parameter(torch.zeros(3)) for name in "abcdefgh"}))]
+    [['a', 'b'], ['c', 'd'], ['e', 'f'], ['g', 'h']]
+    """
+    most = sum(parameter.numel() for parameter in parameters.values()) // 4
+    groups: list[dict[str, nn.Parameter]] = []
+    held = most
+    for name, parameter in parameters.items():
+        if held + parameter.numel() > most:
+            groups.append({})
+            held = 0
+        groups[-1][name] = parameter
+        held += parameter.numel()
+    return [*groups]
 
 
 # The model's state

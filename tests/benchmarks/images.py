@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from statistics import median
 
@@ -116,12 +117,9 @@ def photos(folder: Path, count: int) -> Path:
 
 def cifar(place: Path, count: int) -> Path:
     with tarfile.open(SHARED / "data" / "cifar10.tar.xz") as archive:
-        archive.extractall(place, filter="data")
-    folder = place / "some"
-    folder.mkdir()
-    for path in sorted((place / "train" / "ship").iterdir())[:count]:
-        path.rename(folder / path.name)
-    return folder
+        ships = (member for member in archive if "/ship/" in f"/{member.name}")
+        archive.extractall(place, [*islice(ships, count)], filter="data")
+    return next(place.rglob("ship"))
 
 
 def main() -> None:
