@@ -67,8 +67,9 @@ def run(arguments: list[str]) -> int:
 
 
 def _unforeseen(error: Exception) -> str:
-    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
-        return "out of memory; lower --batch-size, or use --device cpu"
+    named = "OutOfMemoryError", "MemoryError"
+    if type(error).__name__ in named or "can't allocate memory" in str(error):  # torch on a CPU
+        return "out of memory; lower --batch-size or --size, or use another --device"
     first = str(error).strip().partition("\n")[0]
     return (
         f"{type(error).__name__}: {first}; this was not foreseen: run again with PBU_TRACEBACK=1"

@@ -13,7 +13,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import stat
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -41,6 +40,7 @@ from PIL import (  # noqa: F401
 from torch import Tensor
 
 from pbu_cli.errors import ImageError, printable
+from pbu_cli.files import open_regular
 from pbu_cli.folders import EXPECTED, Group
 from pbu_cli.machine import memory
 
@@ -183,17 +183,20 @@ def _in_eight_bits(image: Image.Image) -> Image.Image:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
-    """The image with its header read and found harmless. Raises whatever Pillow does."""
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise ValueError("not a regular file")
-    if status.st_size > MOST_BYTES:
-        raise ValueError(f"{status.st_size:,} bytes; expected at most {MOST_BYTES:,}")
-    with Image.open(path, formats=FORMATS) as image:
-        width, height = image.size
-        if width * height > MOST_PIXELS:
-            raise ValueError(f"{width}x{height} pixels; expected at most {MOST_PIXELS:,} in all")
-        yield image
+    """The image with its header read and found harmless. Raises whatever Pillow does.
+
+    Pillow gets the open file, so that it reads what was looked at, and maps nothing into memory.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > MOST_BYTES:
+            raise ValueError(f"{size:,} bytes; expected at most {MOST_BYTES:,}")
+        with Image.open(file, formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > MOST_PIXELS:
+                shown = f"{width}x{height} pixels"
+                raise ValueError(f"{shown}; expected at most {MOST_PIXELS:,} in all")
+            yield image
 
 
 def _header_size(path: Path) -> Size | None:

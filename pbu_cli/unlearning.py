@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pbu_cli import objective
 from pbu_cli.descent import Descent
-from pbu_cli.errors import PbuError
+from pbu_cli.errors import PbuError, printable
 from pbu_cli.logits import normalise
 from pbu_cli.machine import keep_freed_memory
 from pbu_cli.settings import FORGOTTEN, HEAVIEST, Preprocessing, Schedule, Weights
@@ -93,7 +93,7 @@ def unlearn(
         descent = Descent(theta, theta_star, slopes, factors, trial)
         window = _Window(schedule, len(images), device)
         alpha = torch.full((), weights.alpha, device=device)
-        finite = torch.full((), True, device=device)
+        broke = torch.zeros((), dtype=torch.int64, device=device)  # the first step to go wrong
         history: list[Seen] = []
         sound = _copy(theta)
         rounds = _shuffled(len(images), schedule, device)
@@ -106,17 +106,15 @@ def unlearn(
             else:
                 loss = alpha * objective.log_likelihood(answers, images.labels[index])
             descent.step(loss, rate * rate_share(step, schedule))
-            finite &= loss.detach().isfinite()
+            broke = torch.where((broke == 0) & ~loss.detach().isfinite(), step, broke)
             window.add(odds.detach(), drift.detach())
             alpha = _adapted(alpha, window.recognised(), weights, schedule)
             if step % CHECK_EVERY and step < schedule.steps:
                 continue
-            if not finite:
+            if broke:
+                message = _broken(int(broke), trained, theta)
                 _restore(theta, theta_star)
-                raise PbuError(
-                    f"the loss became NaN or infinite by step {step} (learning rate {rate:.2g});"
-                    " nothing was written: lower --alpha, or check the checkpoint"
-                )
+                raise PbuError(message)
             history.append(Seen(step, 100 * window.recognised().item(), window.drift().item()))
             decision = decide(history, steps=schedule.steps, bounded=bounded)
             if decision.action == "back off":
@@ -261,6 +259,17 @@ def _shuffled(count: int, schedule: Schedule, device: torch.device) -> Iterator[
 
 def _copy(theta: list[nn.Parameter]) -> list[Tensor]:
     return [parameter.detach().clone() for parameter in theta]
+
+
+def _broken(step: int, trained: Sequence[str], theta: list[nn.Parameter]) -> str:
+    """What to say where the loss was no number at `step`."""
+    layers = [n for n, p in zip(trained, theta, strict=True) if not bool(p.isfinite().all())]
+    share = f"{len(layers)} of {len(trained)} tensors"
+    where = f", and with it {share}, first {printable(layers[0])}" if layers else ""
+    return (
+        f"the loss became NaN or infinite at step {step}{where}; nothing was written: lower"
+        " --alpha, or check the checkpoint"
+    )
 
 
 @torch.no_grad()

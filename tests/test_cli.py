@@ -461,6 +461,21 @@ def test_a_disk_that_fills_up_leaves_the_old_output_as_it_was(
     assert [path.name for path in tmp_path.iterdir()] == [output.name]
 
 
+def test_memory_that_runs_out_is_one_line(digits: DemoFiles, tmp_path: Path) -> None:
+    command = ["unlearn", str(digits.checkpoint), "--forget", str(digits.train / "8"), "-q",
+               "--size", "1024", "-o", str(tmp_path / "x.safetensors")]  # fmt: skip
+    limit = 6 << 30  # of address space; the first layer alone answers with 35 GB
+    done = subprocess.run(
+        [sys.executable, "-m", "pbu_cli", *command], capture_output=True, text=True, check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert done.stderr == (
+        "error: out of memory; lower --batch-size or --size, or use another --device\n"
+    )
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.fixture
 def locked(tmp_path: Path) -> Iterator[Path]:
     """A folder that nobody may write to: for root, who writes everywhere, a read-only mount."""

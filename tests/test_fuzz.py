@@ -31,7 +31,7 @@ def test_what_was_found_once_is_refused_for_good(path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_odd_tensors_and_packed_archives_are_refused() -> None:
-    """All but the first three: an expanded, a sparse, a complex, a meta and a quantised tensor."""
+    """All but the first three: an expanded, a sparse, a complex and a meta tensor."""
     found = [attempt(TARGETS["pickle"], data) for data in pickles()]
     assert set(found[3:]) == {"CheckpointError"}
 

@@ -220,7 +220,8 @@ def test_a_loss_that_is_not_finite_is_an_error_and_restores_the_weights(trained)
         model, forget_set(model, pixels, labels, 2), {}, trained=["6.weight"], head=[],
         weights=Weights(beta=0), schedule=Schedule(steps_to_goal=1e-36),
     )  # fmt: skip
-    with pytest.raises(PbuError, match="NaN or infinite"):
+    words = r"NaN or infinite at step [1-5], and with it 1 of 1 tensors, first 6\.weight"
+    with pytest.raises(PbuError, match=words):
         list(run)
     assert torch.equal(model.state_dict()["6.weight"], before["6.weight"])
 
