@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
@@ -122,9 +123,11 @@ def fisher(
     wanted = wanted_of(
         arch, label, mean, std, size, channels, device, batch_size, skip_bad, deterministic
     )
+    place = output or _beside(checkpoint, ".fisher.safetensors")
+    if os.access(checkpoint, os.R_OK):  # else that is what to say
+        check_output(place, force=force, sources=(checkpoint,), suffix=SAFETENSORS)
     lap = timed()
     case = _case(checkpoint, forget, wanted, layers, log, screen)
-    place = output or checkpoint.with_suffix(".fisher.safetensors")
     shapes = case.subject.checkpoint.shapes
     count = sum(prod(shapes[name]) for name in case.trained)
     check_output(place, force=force, sources=(checkpoint,), size=4 * count, suffix=SAFETENSORS)
@@ -225,23 +228,19 @@ def unlearn(
     weights = Weights(alpha, beta, gamma, delta)
     at_once = min(Schedule.batch_size, batch_size)
     schedule = Schedule(steps=steps, seed=seed, batch_size=at_once)
+    place = output or _beside(checkpoint, ".unlearned.safetensors")
+    inputs = (fisher,) if fisher else ()
+    if os.access(checkpoint, os.R_OK):  # else that is what to say
+        check_output(place, force=force, sources=inputs, suffix=SAFETENSORS)
+        check_places(record, record_key, force=force, taken=(checkpoint, *inputs))
     lap = timed()
     case = _case(checkpoint, forget, wanted, layers, log, screen)
-    place = output or checkpoint.with_suffix(".unlearned.safetensors")
     shapes = case.subject.checkpoint.shapes
     count = sum(prod(shapes[name]) for name in case.trained)
     log("trains", f"{count:,} parameters in {len(case.trained)} tensors", f"--layers {layers}")
     tensors = case.subject.checkpoint.tensors.values()
-    check_output(
-        place,
-        force=force,
-        sources=(fisher,) if fisher else (),
-        size=sum(tensor.nbytes for tensor in tensors),
-        suffix=SAFETENSORS,
-    )
-    check_places(
-        record, record_key, force=force, taken=(checkpoint, fisher) if fisher else (checkpoint,)
-    )
+    needed = sum(tensor.nbytes for tensor in tensors)
+    check_output(place, force=force, sources=inputs, size=needed, suffix=SAFETENSORS)
     diagonal: dict[str, Any] = {}
     if fisher is not None:
         diagonal, used = read_fisher(fisher, case, case.trained)
@@ -663,6 +662,10 @@ def _audit_document(audited: Sequence[Audited], seed: int) -> dict[str, Any]:
     ]
     measures = {key: asdict(measure) for key, measure in MEASURES.items()}
     return {"audit": {"seed": seed, "measures": measures, "networks": networks}}
+
+
+def _beside(checkpoint: Path, ending: str) -> Path:
+    return checkpoint.parent / (checkpoint.stem + ending)
 
 
 def _finish_dry(screen: Screen, log: Log, command: str, place: Path) -> None:

@@ -461,6 +461,23 @@ def test_a_disk_that_fills_up_leaves_the_old_output_as_it_was(
     assert [path.name for path in tmp_path.iterdir()] == [output.name]
 
 
+def test_two_runs_on_one_output_do_not_interleave(pbu, digits, tmp_path):
+    output = tmp_path / "o.safetensors"
+    command = ["unlearn", digits.checkpoint, "--forget", digits.train / "8", "-q", "-o", output]
+    words = [str(word) for word in (*command, "--steps", "100000")]
+    with subprocess.Popen([sys.executable, "-m", "pbu_cli", *words]) as first:
+        try:
+            while not list(tmp_path.iterdir()) and first.poll() is None:
+                time.sleep(0.1)
+            done = pbu(*command)
+            assert done.code == 1
+            assert "another run is about to write it" in done.err
+            assert not output.exists()
+        finally:
+            first.terminate()
+    assert not list(tmp_path.iterdir())
+
+
 def test_memory_that_runs_out_is_one_line(digits: DemoFiles, tmp_path: Path) -> None:
     command = ["unlearn", str(digits.checkpoint), "--forget", str(digits.train / "8"), "-q",
                "--size", "1024", "-o", str(tmp_path / "x.safetensors")]  # fmt: skip

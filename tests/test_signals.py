@@ -39,10 +39,11 @@ PHASES = {
 STUCK = """
 import sys, time
 def network():
-    print("PHASE", file=sys.stderr, flush=True)
-    end = time.monotonic() + 60
+    words, end = ["PHASE"], time.monotonic() + 60
     while time.monotonic() < end:
         try:
+            print(*words, file=sys.stderr, end=words and "\\n" or "", flush=True)
+            words.clear()
             time.sleep(60)
         except BaseException:
             pass
