@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from pbu_cli.architecture import Architecture
 from pbu_cli.checkpoint import write
+from pbu_cli.files import claimed
 from pbu_cli.logits import normalise
 from pbu_cli.model import build
 from pbu_cli.settings import Preprocessing
@@ -93,4 +94,5 @@ def total_steps(images: int) -> int:
 
 def write_checkpoint(network: nn.Module, path: Path) -> None:
     """The trained weights as a plain safetensors file, without a word on what they are."""
-    write(path, dict(network.state_dict()), {"format": "pt"})
+    with claimed(path, force=True):
+        write(path, dict(network.state_dict()), {"format": "pt"})

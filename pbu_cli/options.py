@@ -141,7 +141,12 @@ Output = Annotated[
     ),
 ]
 Force = Annotated[
-    bool, typer.Option("--force", help="Replace an existing output.", rich_help_panel=OUTPUT)
+    bool,
+    typer.Option(
+        "--force",
+        help="Replace an existing output; of unlearn it may be the checkpoint itself.",
+        rich_help_panel=OUTPUT,
+    ),
 ]
 Json = Annotated[
     bool, typer.Option("--json", help="One JSON document on stdout.", rich_help_panel=OUTPUT)

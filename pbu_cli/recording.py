@@ -69,8 +69,10 @@ def record_unlearning(
         "forget_set": _forget_set(case, key, kept=key_path is not None),
     }
     if key_path is not None:
-        write_text(key_path, key.hex() + "\n", private=True)
-    write_text(path, to_json(statement(files, **facts)))
+        with claimed(key_path, force=False):
+            write_text(key_path, key.hex() + "\n", private=True)
+    with claimed(path, force=True):
+        write_text(path, to_json(statement(files, **facts)))
 
 
 def summary(case: Case, settings: Mapping[str, Any]) -> dict[str, Any]:

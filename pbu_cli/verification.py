@@ -36,12 +36,9 @@ def verify(path: Path, key: bytes | None = None, forget: Sequence[str] = ()) -> 
     detail = "as it was written" if whole else "was changed after pbu wrote it"
     found = [Finding("record", whole, detail)]
     listed = entries(record)
-    seen: list[tuple[str, str, str]] = []
-    for entry in listed:
-        identity = (entry["role"], entry["path"], entry["sha256"])
-        if identity in seen:
-            continue
-        seen.append(identity)
+    # An evaluation names again what the run has named: the first role of a file stands for all.
+    files = {(e["path"], e["sha256"], e.get("tensors")): e for e in reversed(listed)}
+    for entry in reversed(files.values()):
         found += _check_file(entry, path, replaced=_is_replaced(entry, listed[0]))
     return [*found, *_check_forget_set(record["predicate"].get("forget_set"), key, forget)]
 
