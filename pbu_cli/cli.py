@@ -482,7 +482,14 @@ def verify(
     record: Annotated[
         Path, typer.Argument(metavar="RECORD", help="A file that --record has written.")
     ],
-    record_key: RecordKey = None,
+    record_key: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The key that unlearn --record-key has written.",
+            rich_help_panel=IMAGES,
+        ),
+    ] = None,
     forget: Annotated[
         list[str] | None,
         typer.Option(

@@ -16,6 +16,7 @@ from pbu_cli.errors import ImageError, InvalidUsage, printable
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff"}
 EXPECTED = "PNG, JPEG, WebP, BMP or TIFF images"
+MOST_LISTED = 1 << 28  # bytes of paths; a stream need not end
 # Made by file managers, unasked; the last two hold thumbnails or doubles of the images.
 CLUTTER = {"thumbs.db", "desktop.ini", "__macosx", "@eadir"}
 
@@ -106,7 +107,9 @@ def _folder(source: str) -> Group:
 
 def _listed(stdin: BinaryIO) -> Group:
     """The images whose paths stdin lists; each path once."""
-    data = stdin.read()
+    data = stdin.read(MOST_LISTED + 1)
+    if len(data) > MOST_LISTED:
+        raise ImageError(f"stdin: more than {MOST_LISTED:,} bytes; expected one path a line")
     lines = data.split(b"\0") if b"\0" in data else data.split(b"\n")
     paths: set[Path] = set()
     real: dict[Path, Path] = {}  # one look-up a folder, not one a file

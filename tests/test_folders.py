@@ -185,3 +185,9 @@ def test_links_in_a_folder(tmp_path: Path) -> None:
     assert len(images.pixels) == 1
     assert "No such file" in images.bad[0].reason
     assert "loop.png" in str(images.bad[1])
+
+
+def test_a_list_that_does_not_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pbu_cli.folders.MOST_LISTED", 1000)
+    with pytest.raises(ImageError, match="more than 1,000 bytes"):
+        list_groups(["-"], io.BytesIO(b"a.png\n" * 200))
