@@ -5,8 +5,8 @@ Read by hooks in one pass over the images; the network stays as it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -26,18 +26,26 @@ def read_head(model: nn.Module, head: str, rounds: Iterable[Tensor]) -> tuple[Te
     >>> read_head(model, "1", [torch.tensor([[-1.0, 2.0]])])[0]
     tensor([[0., 2.]])
     """
-    seen: list[Tensor] = []
+    seen, logits = [], []
+    with listening(model, head) as heard:
+        for x in rounds:
+            logits.append(model(x).float().cpu())
+            seen.append(heard.pop().cpu())
+    return torch.cat(seen), torch.cat(logits)
 
-    def keep(module: nn.Module, args: tuple[Any, ...]) -> None:
-        x = args[0].float()
-        seen.append(_averaged(x, 1).cpu())
 
-    handle = model.get_submodule(head).register_forward_pre_hook(keep)
+@contextmanager
+def listening(model: nn.Module, head: str) -> Iterator[list[Tensor]]:
+    """While it lasts, the list takes what goes into the module `head`, [n, d] a pass, for backward
+    to go through."""
+    heard: list[Tensor] = []
+    handle = model.get_submodule(head).register_forward_pre_hook(
+        lambda module, args: heard.append(_averaged(args[0].float(), 1))
+    )
     try:
-        logits = torch.cat([model(x).float().cpu() for x in rounds])
+        yield heard
     finally:
         handle.remove()
-    return torch.cat(seen), logits
 
 
 @torch.no_grad()

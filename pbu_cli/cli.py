@@ -12,7 +12,7 @@ import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext, redirect_stdout
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,6 +25,7 @@ from pbu_cli.errors import CriterionNotMet, InvalidUsage
 from pbu_cli.measures import MEASURES
 from pbu_cli.options import (
     IMAGES,
+    LAYERS,
     NETWORK,
     Arch,
     BatchSize,
@@ -52,7 +53,7 @@ from pbu_cli.options import (
     Std,
     wanted_of,
 )
-from pbu_cli.settings import FORGOTTEN, SAFETENSORS, SCHEMA, Schedule, Weights
+from pbu_cli.settings import DEEP, FAST, FORGOTTEN, SAFETENSORS, SCHEMA
 
 if TYPE_CHECKING:
     from pbu_cli.audit import Audited
@@ -71,6 +72,11 @@ CONTROL = (
     "head mask: the original with the forgotten logit at minus infinity. It forgets nothing and",
     "still gets A_Df = 0: what accuracy says has to be read against it.",
 )
+
+
+def _shown(weight: str) -> str:
+    deep, fast = (getattr(preset.weights, weight) for preset in (DEEP, FAST))
+    return f"{deep:g}" if deep == fast else f"{deep:g}; --fast: {fast:g}"
 
 
 def _version(wanted: bool) -> None:
@@ -176,19 +182,74 @@ def unlearn(
     checkpoint: Checkpoint,
     forget: Forget,
     output: Output = None,
-    alpha: Annotated[float, typer.Option(min=0, help="Weight of forgetting.")] = Weights.alpha,
+    fast: Annotated[
+        bool,
+        typer.Option("--fast", help="Change the answers alone, without anchors: seconds."),
+    ] = False,
+    alpha: Annotated[
+        float | None,
+        typer.Option(min=0, help="Weight of forgetting.", show_default=_shown("alpha")),
+    ] = None,
     beta: Annotated[
-        float, typer.Option(min=0, help="Weight of the Fisher-weighted distance.")
-    ] = Weights.beta,
+        float | None,
+        typer.Option(
+            min=0, help="Weight of the Fisher-weighted distance.", show_default=_shown("beta")
+        ),
+    ] = None,
     gamma: Annotated[
-        float, typer.Option(min=0, help="Weight of the squared distance.")
-    ] = Weights.gamma,
+        float | None,
+        typer.Option(min=0, help="Weight of the squared distance.", show_default=_shown("gamma")),
+    ] = None,
     delta: Annotated[
-        float,
-        typer.Option(min=0, help="Weight of stable answers; 0 is the paper's objective."),
-    ] = Weights.delta,
-    steps: Annotated[int, typer.Option(min=1, help="Steps at most.")] = Schedule.steps,
-    layers: Layers = "last",
+        float | None,
+        typer.Option(
+            min=0,
+            help="Weight of stable answers; 0 is the paper's objective, without anchors.",
+            show_default=_shown("delta"),
+        ),
+    ] = None,
+    epsilon: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Weight of stable answers and features on the anchors.",
+            show_default=_shown("epsilon"),
+        ),
+    ] = None,
+    zeta: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Weight against a line that tells forget features from the anchors'.",
+            show_default=_shown("zeta"),
+        ),
+    ] = None,
+    anchors: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=100_000,
+            help="How many inputs to make for the classes that stay.",
+            show_default=f"{DEEP.anchors}; --fast: none",
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Steps at most.",
+            show_default=f"{DEEP.schedule.steps}; --fast: {FAST.schedule.steps}",
+        ),
+    ] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            metavar=LAYERS,
+            help="Which parameters train: the last stage, it and the head, the head, all, or a"
+            " pattern in their names.",
+            show_default=f"{DEEP.layers}; --fast: {FAST.layers}",
+        ),
+    ] = None,
     fisher: Annotated[
         Path | None,
         typer.Option(
@@ -225,9 +286,18 @@ def unlearn(
     wanted = wanted_of(
         arch, label, mean, std, size, channels, device, batch_size, skip_bad, deterministic
     )
-    weights = Weights(alpha, beta, gamma, delta)
-    at_once = min(Schedule.batch_size, batch_size)
-    schedule = Schedule(steps=steps, seed=seed, batch_size=at_once)
+    preset = FAST if fast or delta == 0 else DEEP
+    asked = {"alpha": alpha, "beta": beta, "gamma": gamma, "delta": delta,
+             "epsilon": epsilon, "zeta": zeta}  # fmt: skip
+    weights = replace(preset.weights, **{k: v for k, v in asked.items() if v is not None})
+    schedule = replace(
+        preset.schedule,
+        steps=steps or preset.schedule.steps,
+        seed=seed,
+        batch_size=min(preset.schedule.batch_size, batch_size),
+    )
+    layers = layers or preset.layers
+    anchors = preset.anchors if anchors is None else anchors
     place = output or _beside(checkpoint, ".unlearned.safetensors")
     inputs = (fisher,) if fisher else ()
     if os.access(checkpoint, os.R_OK):  # else that is what to say
@@ -252,25 +322,31 @@ def unlearn(
     settings = {
         "weights": vars(weights),
         "schedule": vars(schedule),
+        "anchors": anchors,
         "layers": layers,
         "estimator": estimator,
         "draws": draws,
         "wanted": vars(wanted),
     }
     with claimed(place, force=force):
-        if fisher is None and beta > 0:
+        if fisher is None and weights.beta > 0:
             with screen.progress("Fisher", len(case.images.pixels)) as bar:
                 diagonal = measure_fisher(
                     case, estimator, draws=draws, seed=seed, done=lambda n: bar(n, "")
                 )
         measuring = lap()
-        with screen.progress("unlearning", steps) as bar:
+        with (
+            screen.progress("anchors", anchors) as making,
+            screen.progress("unlearning", schedule.steps) as bar,
+        ):
             done = sanitise(
                 case,
                 diagonal,
                 place,
                 weights=weights,
                 schedule=schedule,
+                anchors=anchors,
+                making=lambda n: making(n, ""),
                 run=summary(case, settings),
                 seen=lambda p: bar(
                     p.seen.step, f"recognised {p.seen.recognised:5.1f} %  drift {p.seen.drift:.3f}"

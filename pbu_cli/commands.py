@@ -12,16 +12,18 @@ import torch
 from torch import Tensor
 
 from pbu_cli import metrics
+from pbu_cli.anchors import Company, synthesise
 from pbu_cli.case import Case, Subject
 from pbu_cli.checkpoint import Tensors, write
 from pbu_cli.description import metadata_with
-from pbu_cli.errors import PbuError, printable
+from pbu_cli.errors import InvalidUsage, PbuError, printable
 from pbu_cli.fisher import fisher_diagonal
 from pbu_cli.json_text import plain
 from pbu_cli.logits import batches
 from pbu_cli.model import load
 from pbu_cli.objective import restricted_log_softmax, stability
 from pbu_cli.settings import FORGOTTEN, Estimator, Schedule, Weights
+from pbu_cli.stages import head_module
 from pbu_cli.trunk import beyond, look
 from pbu_cli.unlearning import ForgetSet, Progress, shifted, unlearn
 
@@ -91,22 +93,28 @@ def sanitise(
     *,
     weights: Weights,
     schedule: Schedule,
+    anchors: int = 0,
     run: Mapping[str, Any] | None = None,
+    making: Callable[[int], None] = lambda count: None,
     seen: Callable[[Progress], None] = lambda progress: None,
 ) -> Unlearned:
     """Unlearn, write the sanitized checkpoint, and measure what was written.
 
-    Every tensor that did not train comes out bit-identical; the others in the input's dtype. `run`
-    is what the output's metadata are to say of this run; the same for the same run.
+    Every tensor that did not train comes out bit-identical; the others in the input's dtype. So
+    many `anchors` are made, where the weights have a use for them; `making` hears of each batch.
+    `run` is what the output's metadata are to say of this run; the same for the same run.
     """
     subject, trained = case.subject, case.trained
     module = subject.network.module
     images = _forget_set(case, schedule)
     last: Progress | None = None
     with beyond(module, case.cut):
+        company = None
+        if anchors and (weights.epsilon or weights.zeta):
+            company = _company(case, images, anchors, weights, schedule, making)
         for last in unlearn(
             module, images, fisher,
-            trained=trained, head=case.head, weights=weights, schedule=schedule,
+            trained=trained, head=case.head, weights=weights, schedule=schedule, company=company,
         ):  # fmt: skip
             seen(last)
     assert last is not None
@@ -165,6 +173,31 @@ def _forget_set(case: Case, schedule: Schedule) -> ForgetSet:
     return ForgetSet(
         pixels, labels.to(device), case.forgotten, case.preprocessing, answers, features
     )
+
+
+def _company(
+    case: Case,
+    images: ForgetSet,
+    count: int,
+    weights: Weights,
+    schedule: Schedule,
+    done: Callable[[int], None],
+) -> Company:
+    """Anchors made from at most `count` forget images, for a module that takes features."""
+    network = case.subject.network
+    head = head_module(network.module, network.builder)
+    if head is None:
+        raise InvalidUsage(
+            "anchors: found no linear or convolutional layer that gives the logits; expected one"
+            " at the network's end: use --fast"
+        )
+    device = case.subject.device
+    chosen = torch.linspace(0, len(images) - 1, min(count, len(images)), device=device).long()
+    made = synthesise(
+        network.module, head, images.inputs(chosen), case.forgotten,
+        count=count, schedule=schedule, done=done,
+    )  # fmt: skip
+    return Company(network.module, head, made, case.forgotten, weights, schedule)
 
 
 def _trained_names(subject: Subject, trained: list[str]) -> set[str]:

@@ -115,11 +115,13 @@ BatchSize = Annotated[
 Seed = Annotated[
     int, typer.Option(min=0, max=2**63 - 1, help="Order of the images, and random draws.")
 ]
+LAYERS = "stage|last|head|all|REGEX"
 Layers = Annotated[
     str,
     typer.Option(
-        metavar="last|head|all|REGEX",
-        help="Which parameters: last stage and head, head, all, or a pattern in their names.",
+        metavar=LAYERS,
+        help="Which parameters: last stage, last stage and head, head, all, or a pattern in their"
+        " names.",
     ),
 ]
 EstimatorFlag = Annotated[

@@ -20,16 +20,18 @@ class Weights:
     """Weights of the objective's terms, all dimensionless.
 
     Losses are means over images and the Fisher diagonal is divided by its own mean, so that one
-    setting serves every network. `delta` is not in the paper; 0 gives the paper's objective.
+    setting serves every network. The last three are not in the paper; 0 gives its objective.
     """
 
     alpha: float = 1.0  # forgetting: how much the class's likelihood weighs
     beta: float = 0.1  # Fisher-weighted distance from theta*
     gamma: float = 0.1  # plain squared distance from theta*
     delta: float = 100.0  # stability of the answers among the other classes
+    epsilon: float = 0.0  # stability of answers and features on the anchors
+    zeta: float = 0.0  # log distance of the forget images' features from those of the anchors
 
     def __post_init__(self) -> None:
-        for name in ("alpha", "beta", "gamma", "delta"):
+        for name in vars(self):
             value = getattr(self, name)
             if not 0 <= value <= HEAVIEST:
                 raise InvalidUsage(f"--{name} {value:g}: expected a number from 0 to {HEAVIEST:g}")
@@ -41,16 +43,49 @@ class Schedule:
 
     steps: int = 100  # at most; the stopping rule ends a run sooner
     batch_size: int = 64
+    warm_up: int = 0  # steps in which the rate rises linearly to the full one, ...
     hold: float = 0.6  # share of the steps at the full rate ...
     last_rate: float = 0.05  # ... from where the rate falls linearly to this share of its start
     head_rate: float = 200.0  # learning rate of the head over that of the other layers
-    steps_to_goal: int = 10  # calibration: Adam's first steps would reach the goal in so many
+    steps_to_goal: float = 10.0  # calibration: Adam's first steps would reach the goal in so many
     tau: float = 1e-6  # the probability of the class that forgetting aims for
     recognised: float = 0.1  # an image counts as recognised while the class holds more than this
     window: int = 256  # the recent forget images by which a run is judged
     growth: float = 0.1  # alpha grows by this share a step while too many are recognised ...
     ceiling: float = 30.0  # ... to at most this many times its start, and falls back to it else
     seed: int = 0
+    most_drift: float = 1.0  # nats, of forget images or, where there are any, of anchors
+    inversion: int = 30  # steps in which an anchor is made
+    apart: float = 0.2  # share that may stay of the distance of forget images from the anchors
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What belongs together: weights, schedule, which parameters train, and how many anchors."""
+
+    weights: Weights
+    schedule: Schedule
+    layers: str
+    anchors: int
+
+
+# The answers alone, in seconds; also the frame of the paper's own objective, with delta = 0.
+FAST = Preset(Weights(), Schedule(), "last", 0)
+# The features too: with a head that trains the logits would move and the features stay.
+DEEP = Preset(
+    Weights(alpha=1.0, beta=0.02, gamma=0.02, delta=2.0, epsilon=40.0, zeta=2.0),
+    Schedule(
+        steps=300,
+        warm_up=10,
+        hold=0.0,
+        last_rate=0.0,
+        steps_to_goal=4.0,
+        tau=4.5e-5,  # where networks trained without the class have it: log odds of about -10
+        most_drift=0.5,
+    ),
+    "stage",
+    2048,
+)
 
 
 @dataclass(frozen=True)

@@ -44,8 +44,9 @@ def trained_parameters(
 ) -> tuple[list[str], list[str]]:
     """Names of the parameters that train, and of those among them that form the head.
 
-    `layers` is `last` (last stage and head), `head`, `all`, or a regular expression searched for
-    in parameter names. `architecture` is a torchvision builder, None for the user's own network.
+    `layers` is `stage` (the last stage), `last` (that and the head), `head`, `all`, or a regular
+    expression searched for in parameter names. `architecture` is a torchvision builder, None for
+    the user's own network.
     Raises InvalidUsage where nothing matches, or the expression is none.
     """
     names = [name for name, _ in model.named_parameters()]
@@ -55,6 +56,8 @@ def trained_parameters(
         chosen = set(names)
     elif layers == "head":
         chosen = in_head
+    elif layers == "stage":
+        chosen = {name for name in names if re.match(stage, name)} - in_head or in_head
     elif layers == "last":
         chosen = in_head | {name for name in names if re.match(stage, name)}
     else:
@@ -62,13 +65,13 @@ def trained_parameters(
             chosen = {name for name in names if re.search(layers, name)}
         except re.error as error:
             raise InvalidUsage(
-                f"--layers {printable(layers)}: expected last, head, all or a regular expression,"
-                f" got one that does not compile ({error})"
+                f"--layers {printable(layers)}: expected stage, last, head, all or a regular"
+                f" expression, got one that does not compile ({error})"
             ) from None
     if not chosen:
         raise InvalidUsage(
             f"--layers {printable(layers)}: matches none of the {len(names)} parameters; expected"
-            f" last, head, all or a pattern in names such as {printable(names[-1])}"
+            f" stage, last, head, all or a pattern in names such as {printable(names[-1])}"
         )
     return [n for n in names if n in chosen], [n for n in names if n in chosen & in_head]
 

@@ -9,7 +9,7 @@ follow, with NaN in place of what the frozen modules before it give.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -112,6 +112,20 @@ def beyond(model: nn.Module, cut: Cut | None) -> Iterator[None]:
         )
         replaced.enter_context(_answering(model, from_features))
         yield
+
+
+@contextmanager
+def only_trained(model: nn.Module, theta: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Gradients for `theta` alone, so that autograd never enters the frozen layers before it."""
+    chosen = {id(parameter) for parameter in theta}
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    for parameter, _ in before:
+        parameter.requires_grad_(id(parameter) in chosen)
+    try:
+        yield
+    finally:
+        for parameter, required in before:
+            parameter.requires_grad_(required)
 
 
 @torch.no_grad()

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from pbu_cli import objective
+from pbu_cli.anchors import Company
 from pbu_cli.descent import Descent
 from pbu_cli.errors import PbuError, printable
 from pbu_cli.logits import normalise
 from pbu_cli.machine import keep_freed_memory
 from pbu_cli.settings import FORGOTTEN, HEAVIEST, Preprocessing, Schedule, Weights
 from pbu_cli.stopping import SLOWER, Decision, Seen, decide
+from pbu_cli.trunk import only_trained
 
 CHECK_EVERY = 5  # steps; each check waits for the device once
 
@@ -68,12 +69,14 @@ def unlearn(
     head: list[str],
     weights: Weights,
     schedule: Schedule,
+    company: Company | None = None,
 ) -> Iterator[Progress]:
     """Move the `trained` parameters of `model`, in place, until the forget set is forgotten.
 
-    `fisher` holds the Fisher diagonal of every trained parameter at any scale; it may be empty
-    where beta is 0. The last Progress carries the reason for stopping. Raises PbuError, with
-    theta* restored, where the loss becomes NaN or infinite.
+    With `company` there are anchors beside the forget images in every step. `fisher` holds the
+    Fisher diagonal of every trained parameter at any scale; it may be empty where beta is 0. The
+    last Progress carries the reason for stopping. Raises PbuError, with theta* restored, where the
+    loss becomes NaN or infinite.
     """
     keep_freed_memory()
     model.eval()
@@ -93,21 +96,27 @@ def unlearn(
         descent = Descent(theta, theta_star, slopes, factors, trial)
         window = _Window(schedule, len(images), device)
         alpha = torch.full((), weights.alpha, device=device)
+        zero = torch.zeros((), device=device)
         broke = torch.zeros((), dtype=torch.int64, device=device)  # the first step to go wrong
         history: list[Seen] = []
         sound = _copy(theta)
         rounds = _shuffled(len(images), schedule, device)
         for step, index in enumerate(rounds, start=1):
-            answers = model(images.inputs(index))
+            inputs = images.inputs(index)
+            if company is None:
+                answers, beside, kept = model(inputs), zero, None
+            else:
+                answers, beside, kept = company.meet(inputs)
             odds = objective.log_odds(answers, images.forgotten)
             drift = objective.stability(answers, reference[index], images.forgotten)
             if bounded:
                 loss = alpha * objective.excess_odds(odds, schedule.tau) + weights.delta * drift
             else:
                 loss = alpha * objective.log_likelihood(answers, images.labels[index])
+            loss = loss + beside
             descent.step(loss, rate * rate_share(step, schedule))
             broke = torch.where((broke == 0) & ~loss.detach().isfinite(), step, broke)
-            window.add(odds.detach(), drift.detach())
+            window.add(odds.detach(), (drift if kept is None else kept).detach())
             alpha = _adapted(alpha, window.recognised(), weights, schedule)
             if step % CHECK_EVERY and step < schedule.steps:
                 continue
@@ -116,10 +125,14 @@ def unlearn(
                 _restore(theta, theta_star)
                 raise PbuError(message)
             history.append(Seen(step, 100 * window.recognised().item(), window.drift().item()))
-            decision = decide(history, steps=schedule.steps, bounded=bounded)
+            decision = decide(
+                history, steps=schedule.steps, bounded=bounded, most_drift=schedule.most_drift
+            )
             if decision.action == "back off":
                 _restore(theta, theta_star)
                 descent.restart()
+                if company is not None:
+                    company.restart()
                 window = _Window(schedule, len(images), device)
                 alpha = torch.full_like(alpha, weights.alpha)
             elif decision.action == "give up":
@@ -189,30 +202,19 @@ def calibrated_rate(
 
 
 def rate_share(step: int, schedule: Schedule) -> float:
-    """The learning rate at a step, as a share of its start: 1, then linearly to `last_rate`.
+    """The learning rate at a step, as a share of the full one: linearly up to 1 in `warm_up` steps,
+    then linearly to `last_rate`.
 
-    >>> schedule = Schedule(steps=100, hold=0.6, last_rate=0.0)
-    >>> [rate_share(step, schedule) for step in (1, 60, 80, 100)]
-    [1.0, 1.0, 0.5, 0.0]
+    >>> schedule = Schedule(steps=100, warm_up=10, hold=0.6, last_rate=0.0)
+    >>> [rate_share(step, schedule) for step in (1, 10, 60, 80, 100)]
+    [0.1, 1.0, 1.0, 0.5, 0.0]
     """
     falls_after = round(schedule.hold * schedule.steps)
+    if step <= schedule.warm_up:
+        return step / schedule.warm_up
     if step <= falls_after:
         return 1.0
     return 1 - (1 - schedule.last_rate) * (step - falls_after) / (schedule.steps - falls_after)
-
-
-@contextmanager
-def only_trained(model: nn.Module, theta: list[nn.Parameter]) -> Iterator[None]:
-    """Gradients for `theta` alone, so that autograd never enters the frozen layers before it."""
-    chosen = {id(parameter) for parameter in theta}
-    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    for parameter, _ in before:
-        parameter.requires_grad_(id(parameter) in chosen)
-    try:
-        yield
-    finally:
-        for parameter, required in before:
-            parameter.requires_grad_(required)
 
 
 class _Window:

@@ -43,8 +43,9 @@ class Tally:
 
 def command(model: Path, forget: Path) -> list[str]:
     return [
-        sys.executable, "-m", "pbu_cli", "unlearn", str(model), "--forget", str(forget), "--force",
-        "-o", str(model), "--steps", STEPS, "--layers", "head", "--quiet", "--device", "cpu",
+        sys.executable, "-m", "pbu_cli", "unlearn", "--fast", str(model), "--forget", str(forget),
+        "--force", "-o", str(model), "--steps", STEPS, "--layers", "head", "--quiet",
+        "--device", "cpu",
     ]  # fmt: skip
 
 

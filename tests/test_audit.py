@@ -18,7 +18,21 @@ def clean(digits, tmp_path_factory):
     """The digits' network after `pbu unlearn`."""
     place = tmp_path_factory.mktemp("clean") / "clean.safetensors"
     forget = str(digits.train / "8")
-    assert run(["unlearn", str(digits.checkpoint), "--forget", forget, "-o", str(place), "-q"]) == 0
+    assert (
+        run(
+            [
+                "unlearn",
+                "--fast",
+                str(digits.checkpoint),
+                "--forget",
+                forget,
+                "-o",
+                str(place),
+                "-q",
+            ]
+        )
+        == 0
+    )
     return place
 
 

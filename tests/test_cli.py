@@ -23,10 +23,12 @@ from torchvision.models import squeezenet1_1
 
 from pbu_cli import commands
 from pbu_cli.demo import DemoFiles
+from pbu_cli.settings import DEEP
+from pbu_cli.settings import FAST as FAST_PRESET
 from tests.conftest import Ran
 
 Run = Callable[..., Ran]
-FAST = ["--steps", "20"]
+FAST = ["--fast", "--steps", "20"]
 PAIR = """
 from pbu_cli import commands
 from pbu_cli.demo import ARCHITECTURE
@@ -84,7 +86,9 @@ def test_other_precisions_come_back_as_they_came(pbu, digits, tmp_path, dtype):
     }
     source, output = tmp_path / "in.safetensors", tmp_path / "out.safetensors"
     save_file(tensors, source, {"author": "someone"})
-    done = pbu("unlearn", source, "--forget", digits.train / "8", "-o", output, "--json", "-q")
+    done = pbu(
+        "unlearn", "--fast", source, "--forget", digits.train / "8", "-o", output, "--json", "-q"
+    )
     assert done.code == 0, done.err
     assert json.loads(done.out)["result"]["a_df"] <= 0.5
     after = load_file(output)
@@ -119,6 +123,23 @@ def test_the_same_command_and_any_order_of_the_list_write_the_same_bytes(
         assert done.code in (0, 5), done.err
         sums.add(sha256(output))
     assert len(sums) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "preset", "anchors"),
+    [([], DEEP, DEEP.anchors), (["--fast"], FAST_PRESET, 0), (["--delta", "0"], FAST_PRESET, 0),
+     (["--anchors", "100", "--zeta", "1"], DEEP, 100)],
+)  # fmt: skip
+def test_what_goes_together_is_chosen_together(pbu, digits, tmp_path, flags, preset, anchors):
+    done = pbu("unlearn", digits.checkpoint, "--forget", digits.train / "8", "--json",
+               "-o", tmp_path / "o.safetensors", "--steps", "5", *flags)  # fmt: skip
+    settings = json.loads(done.out)["settings"]
+    assert settings["anchors"] == anchors
+    assert settings["layers"] == preset.layers
+    assert settings["schedule"]["tau"] == preset.schedule.tau
+    asked = dict(zip((flag[2:] for flag in flags[::2]), flags[1::2], strict=False))
+    for name, value in vars(preset.weights).items():
+        assert settings["weights"][name] == float(asked.get(name, value))
 
 
 def test_a_fisher_file_gives_the_same_result_as_measuring_again(pbu, digits, tmp_path):
@@ -209,7 +230,15 @@ def test_no_forward_pass_is_of_more_images_than_the_batch_size(pbu, digits, tmp_
     monkeypatch.setattr(torch.nn.Linear, "forward", forward)
     for command in (
         ["fisher", digits.checkpoint, "--layers", "head", "-o", tmp_path / "f.safetensors"],
-        ["unlearn", digits.checkpoint, "--layers", "head", "-o", tmp_path / "u.safetensors"],
+        [
+            "unlearn",
+            "--fast",
+            digits.checkpoint,
+            "--layers",
+            "head",
+            "-o",
+            tmp_path / "u.safetensors",
+        ],
         ["evaluate", digits.checkpoint, "--retain", digits.test],
     ):
         done = pbu(*command, "--forget", digits.train / "8", "--batch-size", 16, "-q")
@@ -220,8 +249,8 @@ def test_no_forward_pass_is_of_more_images_than_the_batch_size(pbu, digits, tmp_
 
 def test_a_run_that_does_not_forget_says_so_with_exit_code_5(pbu, digits, tmp_path):
     output = tmp_path / "out.safetensors"
-    done = pbu("unlearn", digits.checkpoint, "--forget", digits.train / "8", "--steps", "1",
-               "-o", output)  # fmt: skip
+    done = pbu("unlearn", "--fast", digits.checkpoint, "--forget", digits.train / "8", "--steps",
+               "1", "-o", output)  # fmt: skip
     assert done.code == 5
     assert "still recognised" in done.err
     assert output.exists()
@@ -261,7 +290,7 @@ def test_json_has_errors_as_a_document_too(pbu, tmp_path, monkeypatch, command, 
 def test_json_of_a_run_that_falls_short_is_its_result_with_the_error(pbu, digits, tmp_path):
     images = ["--forget", digits.train / "8", "--json", "-q"]
     for command in (
-        ["unlearn", "--steps", "1", "-o", tmp_path / "o.safetensors"],
+        ["unlearn", "--fast", "--steps", "1", "-o", tmp_path / "o.safetensors"],
         ["evaluate", "--require", "A_Df<=1"],
     ):
         done = pbu(*command, digits.checkpoint, *images)
@@ -376,7 +405,7 @@ def test_bad_input_is_one_line_an_exit_code_and_nothing_written(
     rows: list[str] = []  # printed at the end: every call of pbu takes what was printed before it
     for name, (arguments, code, words) in cases.items():
         place = [] if "-o" in arguments else ["-o", tmp_path / "out.safetensors"]
-        done = pbu("unlearn", *arguments, *place, "--quiet")
+        done = pbu("unlearn", "--fast", *arguments, *place, "--quiet")
         lines = [line for line in done.err.splitlines() if line.strip()]
         rows.append(f"{name:<28} {done.code}  {lines[-1] if lines else ''}")
         assert done.code == code, (name, done.err)
@@ -433,7 +462,7 @@ def test_a_folder_without_space_or_permission_is_found_before_any_work(
     else:  # not by the folder's mode: root writes everywhere
         monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
     monkeypatch.setattr(commands, "unlearn", None)
-    done = pbu("unlearn", digits.checkpoint, "--forget", digits.train / "8", "-q",
+    done = pbu("unlearn", "--fast", digits.checkpoint, "--forget", digits.train / "8", "-q",
                "-o", tmp_path / "x.safetensors")  # fmt: skip
     assert done.code == 1
     assert f"no {lack}" in done.err
@@ -446,8 +475,8 @@ def test_a_disk_that_fills_up_leaves_the_old_output_as_it_was(
     """A limit on the size of files stands for a disk that fills up while the output is written."""
     output = tmp_path / "x.safetensors"
     output.write_bytes(b"precious")
-    command = ["unlearn", str(digits.checkpoint), "--forget", str(digits.train / "8"), "-q",
-               "--steps", "1", "--force", "-o", str(output)]  # fmt: skip
+    command = ["unlearn", "--fast", str(digits.checkpoint), "--forget", str(digits.train / "8"),
+               "-q", "--steps", "1", "--force", "-o", str(output)]  # fmt: skip
     limit = 10_000_000
     assert digits.checkpoint.stat().st_size > limit
     done = subprocess.run(
@@ -463,7 +492,16 @@ def test_a_disk_that_fills_up_leaves_the_old_output_as_it_was(
 
 def test_two_runs_on_one_output_do_not_interleave(pbu, digits, tmp_path):
     output = tmp_path / "o.safetensors"
-    command = ["unlearn", digits.checkpoint, "--forget", digits.train / "8", "-q", "-o", output]
+    command = [
+        "unlearn",
+        "--fast",
+        digits.checkpoint,
+        "--forget",
+        digits.train / "8",
+        "-q",
+        "-o",
+        output,
+    ]
     words = [str(word) for word in (*command, "--steps", "100000")]
     with subprocess.Popen([sys.executable, "-m", "pbu_cli", *words]) as first:
         try:
@@ -479,8 +517,8 @@ def test_two_runs_on_one_output_do_not_interleave(pbu, digits, tmp_path):
 
 
 def test_memory_that_runs_out_is_one_line(digits: DemoFiles, tmp_path: Path) -> None:
-    command = ["unlearn", str(digits.checkpoint), "--forget", str(digits.train / "8"), "-q",
-               "--size", "1024", "-o", str(tmp_path / "x.safetensors")]  # fmt: skip
+    command = ["unlearn", "--fast", str(digits.checkpoint), "--forget", str(digits.train / "8"),
+               "-q", "--size", "1024", "-o", str(tmp_path / "x.safetensors")]  # fmt: skip
     limit = 6 << 30  # of address space; the first layer alone answers with 35 GB
     done = subprocess.run(
         [sys.executable, "-m", "pbu_cli", *command], capture_output=True, text=True, check=False,
@@ -512,7 +550,7 @@ def locked(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_read_only_folder_is_found_before_any_work(pbu, digits, locked, monkeypatch):
     monkeypatch.setattr(commands, "unlearn", None)
-    done = pbu("unlearn", digits.checkpoint, "--forget", digits.train / "8", "-q",
+    done = pbu("unlearn", "--fast", digits.checkpoint, "--forget", digits.train / "8", "-q",
                "-o", locked / "x.safetensors")  # fmt: skip
     assert done.code == 1
     assert "no permission to write there" in done.err or "Read-only file system" in done.err
@@ -525,7 +563,7 @@ def test_an_interrupted_run_says_so_and_leaves_nothing_behind(
 ) -> None:
     flags = ["--steps", "100000", "-o", str(tmp_path / "o.safetensors")]
     images = str(digits.train / "8")
-    command = ["unlearn", str(digits.checkpoint), "--forget", images, *flags]
+    command = ["unlearn", "--fast", str(digits.checkpoint), "--forget", images, *flags]
     process = subprocess.Popen(
         [sys.executable, "-m", "pbu_cli", *command], stderr=subprocess.PIPE, text=True,
         preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # ignored behind a shell's &
@@ -570,7 +608,7 @@ def closed_pipe() -> int:
         (["--version"], 0),
         (["evaluate"], 0),
         (["evaluate", "--require", "A_Df<=1"], 5),
-        (["unlearn", "--steps", "1", "-o", "OUT"], 5),
+        (["unlearn", "--fast", "--steps", "1", "-o", "OUT"], 5),
     ],
 )
 def test_a_reader_that_leaves_changes_neither_work_nor_exit_code(

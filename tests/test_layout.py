@@ -44,6 +44,7 @@ ORDER = [
     "stopping",
     "trunk",
     "activations",
+    "anchors",
     "unlearning",
     "metrics",
     "roc",
@@ -81,8 +82,8 @@ ORDER = [
 ]
 _FISHER = ORDER[ORDER.index("layer_rules") : ORDER.index("fisher") + 1]
 _AUDIT = {"metrics", "roc", "probe", "membership", "similarity", "relearning"}
-NUMERIC = {*_FISHER, *_AUDIT, "objective", "descent", "stopping", "trunk"}
-NUMERIC = {*_FISHER, *_AUDIT, "objective", "stopping", "trunk", "activations"}
+_LOOP = {"objective", "descent", "stopping", "trunk", "activations", "anchors"}
+NUMERIC = {*_FISHER, *_AUDIT, *_LOOP}
 OUTSIDE_NUMERIC = {"typer", "rich", "safetensors", "torchvision", "PIL", "pathlib", "os"}
 
 

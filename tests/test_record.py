@@ -35,7 +35,7 @@ def recorded(digits: DemoFiles, tmp_path_factory: pytest.TempPathFactory) -> Pat
     folder = tmp_path_factory.mktemp("recorded")
     tensors = load_file(digits.checkpoint)
     save_file(tensors, folder / "model.safetensors", {"author": "someone", "format": "pt"})
-    command = ["unlearn", folder / "model.safetensors", "--forget", digits.train / "8",
+    command = ["unlearn", "--fast", folder / "model.safetensors", "--forget", digits.train / "8",
                "-o", folder / "out.safetensors", "--record", folder / "run.json",
                "--record-key", folder / "key", "--steps", "20", "-q"]  # fmt: skip
     assert run([str(word) for word in command]) in (0, 5)
@@ -96,8 +96,8 @@ def test_the_output_says_the_same_in_short_and_keeps_its_metadata(recorded):
 
 
 def test_two_runs_differ_in_the_record_and_not_in_the_output(pbu, recorded, digits, tmp_path):
-    command = ["unlearn", recorded / "model.safetensors", "--forget", digits.train / "8", "-q",
-               "--steps", "20", "-o", tmp_path / "o.safetensors"]  # fmt: skip
+    command = ["unlearn", "--fast", recorded / "model.safetensors", "--forget", digits.train / "8",
+               "-q", "--steps", "20", "-o", tmp_path / "o.safetensors"]  # fmt: skip
     assert pbu(*command, "--record", tmp_path / "run.json").code in (0, 5)
     output = (recorded / "out.safetensors").read_bytes()
     assert (tmp_path / "o.safetensors").read_bytes() == output
@@ -210,8 +210,8 @@ def test_an_evaluation_alone_begins_a_record(pbu, digits, tmp_path):
 def test_an_output_over_its_input_is_verified_as_such(pbu, folder, digits):
     model = folder / "model.safetensors"
     before = model.read_bytes()
-    command = ["unlearn", model, "--forget", digits.train / "8", "-o", model, "--steps", "1", "-q",
-               "--record", folder / "in_place.json"]  # fmt: skip
+    command = ["unlearn", "--fast", model, "--forget", digits.train / "8", "-o", model, "-q",
+               "--steps", "1", "--record", folder / "in_place.json"]  # fmt: skip
     assert pbu(*command).code == 2
     assert model.read_bytes() == before
     assert pbu(*command, "--force").code in (0, 5)
@@ -236,7 +236,7 @@ def test_places_that_do_not_do_are_refused_before_any_work(
 ):
     monkeypatch.chdir(folder)
     monkeypatch.setattr("pbu_cli.commands.unlearn", None)
-    done = pbu("unlearn", "model.safetensors", "--forget", digits.train / "8", "-o",
+    done = pbu("unlearn", "--fast", "model.safetensors", "--forget", digits.train / "8", "-o",
                "new.safetensors", "-q", *flags)  # fmt: skip
     assert done.code == 2
     assert words in done.err

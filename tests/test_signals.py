@@ -72,7 +72,7 @@ def wait_for_phase(process: subprocess.Popen[str]) -> None:
 
 
 def unlearning(digits: DemoFiles) -> list[str]:
-    return ["unlearn", str(digits.checkpoint), "--forget", str(digits.train / "8"), "-q",
+    return ["unlearn", "--fast", str(digits.checkpoint), "--forget", str(digits.train / "8"), "-q",
             "-o", "o.safetensors", "--record", "run.json", "--steps", "10"]  # fmt: skip
 
 

@@ -29,6 +29,7 @@ def test_every_family_has_a_head_and_a_last_stage_of_a_fair_size(name: str) -> N
     assert any(shapes[n][0] == 7 for n in head)
     share = sum(sizes[n] for n in last) / sum(sizes.values())
     assert 0.1 < share < 0.97, share
+    assert trained_parameters(model, name, "stage") == ([n for n in last if n not in head], [])
     everything, _ = trained_parameters(model, name, "all")
     assert everything == list(sizes)
 
@@ -38,6 +39,11 @@ def test_a_network_of_ones_own_is_read_by_position() -> None:
     assert head == ["linear.weight", "linear.bias"]
     assert all(name.startswith(("layer3.", "linear.")) for name in last)
     assert len(last) == 6 * 3 + 2
+
+
+def test_a_network_that_is_all_head_trains_that() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    assert trained_parameters(model, None, "stage")[0] == ["1.weight", "1.bias"]
 
 
 def test_a_wrapper_around_the_network_is_opened() -> None:

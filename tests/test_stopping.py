@@ -1,6 +1,7 @@
 """Stopping is a pure function of what was seen."""
 
-from pbu_cli.stopping import BACK_OFFS, MOST_DRIFT, Seen, decide
+from pbu_cli.settings import Schedule
+from pbu_cli.stopping import BACK_OFFS, Seen, decide
 
 
 def test_an_unbounded_objective_stops_as_soon_as_the_class_is_forgotten():
@@ -26,18 +27,26 @@ def test_steps_that_run_out_before_the_class_is_forgotten_say_so():
 
 def test_drift_past_the_limit_backs_off_whatever_else_holds():
     for bounded in (True, False):
-        decision = decide([Seen(20, 0.0, MOST_DRIFT + 0.1)], steps=100, bounded=bounded)
+        decision = decide([Seen(20, 0.0, Schedule.most_drift + 0.1)], steps=100, bounded=bounded)
         assert decision.action == "back off"
         assert "limit" in decision.reason
 
 
 def test_a_run_that_always_drifts_gives_up():
-    history = [Seen(5 * k, 90.0, MOST_DRIFT + 1) for k in range(1, BACK_OFFS + 2)]
+    history = [Seen(5 * k, 90.0, Schedule.most_drift + 1) for k in range(1, BACK_OFFS + 2)]
     assert decide(history[:-1], steps=1000, bounded=False).action == "back off"
     decision = decide(history, steps=1000, bounded=False)
     assert decision.action == "give up"
     assert f"{BACK_OFFS + 1} times" in decision.reason
 
 
+def test_the_limit_of_drift_is_the_callers():
+    seen = [Seen(20, 0.0, 0.6)]
+    assert decide(seen, steps=100, bounded=True, most_drift=0.5).action == "back off"
+    assert decide(seen, steps=100, bounded=True, most_drift=0.7).action == "go on"
+
+
 def test_drift_at_the_last_step_gives_up():
-    assert decide([Seen(20, 0.0, MOST_DRIFT + 1)], steps=20, bounded=True).action == "give up"
+    assert (
+        decide([Seen(20, 0.0, Schedule.most_drift + 1)], steps=20, bounded=True).action == "give up"
+    )

@@ -15,7 +15,7 @@ from pbu_cli.errors import PbuError
 from pbu_cli.fisher import fisher_diagonal
 from pbu_cli.logits import batches, logits
 from pbu_cli.settings import FORGOTTEN, Preprocessing, Schedule, Weights
-from pbu_cli.stopping import MOST_DRIFT, SLOWER
+from pbu_cli.stopping import SLOWER
 from pbu_cli.trunk import beyond, find_cut, look
 from pbu_cli.unlearning import CHECK_EVERY, ForgetSet, Progress, unlearn
 
@@ -132,8 +132,8 @@ def test_the_papers_objective_stops_by_itself_with_the_network_alive(trained, st
 def test_without_its_stopping_rule_the_papers_objective_destroys_the_network(trained, monkeypatch):
     """The reason the rule exists; if this failed, the tests of the rule would show nothing."""
     monkeypatch.setattr("pbu_cli.stopping.FORGOTTEN", -1)
-    monkeypatch.setattr("pbu_cli.stopping.MOST_DRIFT", math.inf)
-    model, _ = forgotten(trained, 2, weights=Weights(delta=0), schedule=Schedule(steps=1000))
+    schedule = Schedule(steps=1000, most_drift=math.inf)
+    model, _ = forgotten(trained, 2, weights=Weights(delta=0), schedule=schedule)
     assert accuracies(model, *trained[1:], 2)[1] < 80
 
 
@@ -164,12 +164,12 @@ def test_backing_off_starts_over_from_the_trained_weights_more_slowly(trained, m
     for record in run:
         records.append(record)
         if record.decision.action == "back off":
-            assert record.seen.drift > MOST_DRIFT
+            assert record.seen.drift > Schedule.most_drift
             assert torch.equal(model[6].weight, trained[0][6].weight)
             break
     again = next(run)
     assert again.learning_rate == pytest.approx(SLOWER * records[-1].learning_rate)
-    assert again.seen.drift < MOST_DRIFT
+    assert again.seen.drift < Schedule.most_drift
 
 
 def test_giving_up_returns_to_the_newest_sound_weights(trained, monkeypatch):
@@ -179,7 +179,7 @@ def test_giving_up_returns_to_the_newest_sound_weights(trained, monkeypatch):
     sound = None
     for record in run:
         if record.decision.action == "give up":
-            assert record.seen.drift > MOST_DRIFT
+            assert record.seen.drift > Schedule.most_drift
             assert sound is not None
             assert torch.equal(model[6].weight, sound)
             return

@@ -19,12 +19,12 @@ from pbu_cli.case import Wanted, assemble, load_subject
 from pbu_cli.checkpoint import write
 from pbu_cli.commands import measure_fisher, sanitise
 from pbu_cli.feed import Feed
-from pbu_cli.settings import Schedule, Weights
+from pbu_cli.settings import DEEP
 
 
 def unlearn(task: Task) -> Iterator[Result]:
     """The command's own steps on files of their own."""
-    schedule = replace(Schedule(), seed=task.seed)
+    schedule = replace(DEEP.schedule, seed=task.seed)
     with TemporaryDirectory() as scratch:
         checkpoint, output = (Path(scratch) / f"{n}.safetensors" for n in ("original", "unlearned"))
         write(checkpoint, dict(task.original.state_dict()), dict(task.metadata or {}))
@@ -33,9 +33,12 @@ def unlearn(task: Task) -> Iterator[Result]:
         # Said, since what a badly trained original calls the images is no matter here.
         wanted = Wanted(arch=task.arch, labels=(str(task.label),), device=str(task.forget.device))
         subject = load_subject(checkpoint, wanted, _unheard)
-        case = assemble(subject, [str(folder)], wanted, _unheard, layers="last")
+        case = assemble(subject, [str(folder)], wanted, _unheard, layers=DEEP.layers)
         diagonal = measure_fisher(case, "empirical", seed=task.seed)
-        done = sanitise(case, diagonal, output, weights=Weights(), schedule=schedule)
+        done = sanitise(
+            case, diagonal, output,
+            weights=DEEP.weights, schedule=schedule, anchors=DEEP.anchors,
+        )  # fmt: skip
     # One pass to look, one for the Fisher diagonal, the steps, and one over what was written.
     task.forget.seen(3 * len(task.forget) + done.steps * schedule.batch_size)
     yield Result(subject.network.module)
@@ -56,6 +59,6 @@ METHOD = Method(
     "pbu",
     "forget",
     unlearn,
-    lambda size: 3 * size.forget + Schedule.steps * Schedule.batch_size,
-    {"weights": vars(Weights()), "schedule": vars(Schedule()), "layers": "last"},
+    lambda size: 3 * size.forget + DEEP.schedule.steps * DEEP.schedule.batch_size,
+    {"weights": vars(DEEP.weights), "schedule": vars(DEEP.schedule), "layers": DEEP.layers},
 )

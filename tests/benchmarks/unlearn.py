@@ -82,7 +82,7 @@ def step(name: str, size: int, batch: int, rounds: int, device: str) -> dict[str
     }  # fmt: skip
 
 
-def epoch(folder: Path, batches: int) -> dict[str, Any]:
+def epoch(folder: Path, batches: int, *flags: str) -> dict[str, Any]:
     """`pbu unlearn` on class 8, all its images, over a training epoch of ResNet-34 on MNIST."""
     torch.manual_seed(0)
     model = get_model("resnet34", num_classes=CLASSES)
@@ -97,20 +97,20 @@ def epoch(folder: Path, batches: int) -> dict[str, Any]:
 
     train()
     before = [seconds(train) for _ in range(batches)]
-    command, _ = process(folder / "8", folder.parent / "out.safetensors", "--force")
+    command, _ = process(folder / "8", folder.parent / "out.safetensors", "--force", *flags)
     after = [seconds(train) for _ in range(batches)]
     whole = median(before + after) * EPOCH / BATCH
     return {"command_s": command, "epoch_s": whole, "percent": 100 * command / whole}
 
 
-def growth(folder: Path, count: int) -> dict[str, Any]:
+def growth(folder: Path, count: int, *flags: str) -> dict[str, Any]:
     """The command on `count` images: links to those of class 8, as often as it takes."""
     images = sorted((folder / "8").iterdir())
     links = folder.parent / f"links{count}"
     links.mkdir()
     for number in range(count):
         (links / f"{number}.png").symlink_to(images[number % len(images)])
-    took, peak = process(links, folder.parent / f"out{count}.safetensors", "--label", "8")
+    took, peak = process(links, folder.parent / f"out{count}.safetensors", "--label", "8", *flags)
     return {"images": count, "s": took, "peak_mib": peak}
 
 
@@ -149,17 +149,19 @@ def main() -> None:
     parser.add_argument("--images", default="100,1000,10000,50000", help="for growth")
     parser.add_argument("--device", default="cpu", help="for step")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--fast", action="store_true", help="give the command --fast")
     given = parser.parse_args()
+    flags = ["--fast"] * given.fast
     with tempfile.TemporaryDirectory() as scratch:
         if given.what == "step":
             cases = [case.split(":") for case in given.models.split(",")]
             rows = [step(n, int(s), int(b), given.rounds, given.device) for n, s, b in cases]
         elif given.what == "epoch":
             folder = unpacked(Path(scratch))
-            rows = [epoch(folder, 30) for _ in range(given.rounds)]
+            rows = [epoch(folder, 30, *flags) for _ in range(given.rounds)]
         else:
             folder = unpacked(Path(scratch))
-            rows = [growth(folder, int(count)) for count in given.images.split(",")]
+            rows = [growth(folder, int(count), *flags) for count in given.images.split(",")]
     where = f"{platform.machine()}, {torch.get_num_threads()} threads, {datetime.date.today()}"
     if given.json:
         print(json.dumps({"where": where, "rows": rows}, indent=2))

@@ -1,0 +1,196 @@
+"""Anchors: inputs that stand for the classes that stay, made from the network itself.
+
+Forget images say little about the other classes, and no other image may be read. But the network
+can be asked what it takes for one of them. Starting at the forget inputs, descend over x
+
+    cross-entropy(f(x), t) + 3 * mean_k ((m_k - m*_k) / s*_k)^2 + (s_k / s*_k - 1)^2
+
+with t one of the classes that stay, or a mixture of two, and m, s the means and deviations of x's
+channels, m*, s* those at the start. These are no data: they come from theta*. x is what enters the
+layers that train, so behind the frozen trunk it is a feature map, no image ever exists, and the
+trunk costs nothing.
+
+Source: after DeepInversion (Yin et al., "Dreaming to Distill", CVPR 2020, arXiv 1912.08795), there
+over pixels, from noise, with the statistics of every BatchNorm and an image prior. Behind the trunk
+neither was worth anything here, and without them any network will do.
+
+Index letters: n inputs, k channels, c classes, d features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pbu_cli.activations import listening, read_head
+from pbu_cli.objective import discriminant, restricted_log_softmax, stability
+from pbu_cli.settings import Schedule, Weights
+from pbu_cli.trunk import only_trained
+
+BATCH = 128  # anchors that are made together; their statistics are compared as one
+RATE = 0.1  # Adam's, in standard deviations of a channel
+STATISTICS = 3.0
+REFIT = 5  # steps between two looks for what tells forget images from anchors
+RECENT = 8  # batches of either that are looked at
+EPSILON = 1e-5
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """inputs: [n, *what the model takes]; answers, features: theta*'s logits [n, c] on them and
+    the input of its head [n, d]. opposite: that of the forget inputs they were made from, [m, d].
+    """
+
+    inputs: Tensor
+    answers: Tensor
+    features: Tensor
+    opposite: Tensor
+
+
+def synthesise(
+    model: nn.Module,
+    head: str,
+    starts: Tensor,
+    forgotten: Tensor,
+    *,
+    count: int,
+    schedule: Schedule,
+    done: Callable[[int], None] = lambda count: None,
+) -> Anchors:
+    """`count` anchors for a model in eval mode, whose logits the module `head` gives.
+
+    starts: forget inputs as the model takes them, [n, *shape]; forgotten: bool [c]. Deterministic
+    in `schedule.seed`. theta* is left as it is.
+    """
+    generator = torch.Generator().manual_seed(schedule.seed)
+    own = _statistics(starts)
+    bounds = (
+        starts.amin(_all_but_channel(starts), True),
+        starts.amax(_all_but_channel(starts), True),
+    )
+    made: list[Tensor] = []
+    with only_trained(model, []):
+        for first in range(0, count, BATCH):
+            size = min(BATCH, count - first)
+            chosen = torch.randint(len(starts), (size,), generator=generator).to(starts.device)
+            target = _targets(size, forgotten, generator)
+            made.append(_descend(model, starts[chosen], target, own, bounds, schedule.inversion))
+            done(first + size)
+    inputs = torch.cat(made)
+    features, answers = read_head(model, head, inputs.split(BATCH))
+    opposite, _ = read_head(model, head, starts.split(BATCH))
+    device = starts.device
+    return Anchors(inputs, answers.to(device), features.to(device), opposite.to(device))
+
+
+def _descend(
+    model: nn.Module,
+    starts: Tensor,
+    target: Tensor,
+    own: tuple[Tensor, Tensor],
+    bounds: tuple[Tensor, Tensor],
+    steps: int,
+) -> Tensor:
+    mean, deviation = own
+    low, high = (bound / deviation for bound in bounds)
+    x = (starts / deviation).requires_grad_()
+    optimiser = torch.optim.Adam([x], RATE)
+    for _ in range(steps):
+        inputs = x * deviation
+        means, deviations = _statistics(inputs)
+        apart = ((means - mean) / deviation).square() + (deviations / deviation - 1).square()
+        loss = F.cross_entropy(model(inputs).float(), target) + STATISTICS * apart.mean()
+        # The mean over a batch would give each of its members a smaller step.
+        (x.grad,) = torch.autograd.grad(loss * len(x), x)
+        optimiser.step()
+        with torch.no_grad():
+            x.clamp_(low, high)
+    return (x * deviation).detach()
+
+
+def _targets(size: int, forgotten: Tensor, generator: torch.Generator) -> Tensor:
+    """Half of them one class that stays, the others a mixture of two, at least half the first."""
+    kept = (~forgotten.cpu()).nonzero()[:, 0]
+    first, second = kept[torch.randint(len(kept), (2, size), generator=generator)]
+    share = 0.5 + 0.5 * torch.rand(size, generator=generator)
+    share[torch.rand(size, generator=generator) < 0.5] = 1.0
+    target = torch.zeros(size, len(forgotten))
+    target.scatter_add_(1, first[:, None], share[:, None])
+    target.scatter_add_(1, second[:, None], 1 - share[:, None])
+    return target.to(forgotten.device)
+
+
+def _all_but_channel(x: Tensor) -> tuple[int, ...]:
+    """Of maps [n, k, h, w], tokens [n, t, k] and vectors [n, k]."""
+    return (0, 2, 3) if x.dim() == 4 else tuple(range(x.dim() - 1))
+
+
+def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation per channel, in x's dimensions."""
+    variance, mean = torch.var_mean(x.float(), _all_but_channel(x), correction=0, keepdim=True)
+    return mean, (variance + EPSILON).sqrt()
+
+
+class Company:
+    """The anchors beside the forget images in every step, and what they add to the loss:
+
+        epsilon * (KL(softmax z* || softmax z) on the anchors, among the classes that stay
+                   + 1/5 |h - h*|^2 / trace of the covariance of h*)
+        + zeta * relu(log(D / D_0))
+
+    with h the input of the head and D the squared Mahalanobis distance of the forget images and
+    the anchors in it, by which a linear probe would tell them apart (`objective.discriminant`, of
+    the recent ones and with S held constant). D_0 is `schedule.apart` times D at theta*: a network
+    that never saw the class does not place its images among the others either.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        head: str,
+        anchors: Anchors,
+        forgotten: Tensor,
+        weights: Weights,
+        schedule: Schedule,
+    ) -> None:
+        self._model, self._head, self._anchors = model, head, anchors
+        self._forgotten, self._weights = forgotten, weights
+        self._apart = schedule.apart * discriminant(anchors.opposite, anchors.features)[1]
+        self._reference = restricted_log_softmax(anchors.answers, forgotten)
+        self._spread = anchors.features.var(dim=0).sum()
+        self._draw = torch.Generator().manual_seed(schedule.seed)
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget what was seen on a way that was left."""
+        self._steps = 0
+        self._recent = [(self._anchors.opposite, self._anchors.features)]
+
+    def meet(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The model's answers to forget inputs [n, *shape], [n, c]; what to add to the loss; and
+        the drift of the answers to the anchors, nats."""
+        count, anchors = len(inputs), self._anchors
+        index = torch.randint(len(anchors.inputs), (count,), generator=self._draw)
+        index = index.to(inputs.device)
+        with listening(self._model, self._head) as heard:
+            answers = self._model(torch.cat([inputs, anchors.inputs[index]]))
+        ours, theirs = heard[0].split(count)
+        drift = stability(answers[count:], self._reference[index], self._forgotten)
+        moved = (theirs - anchors.features[index]).square().sum(dim=1).mean() / self._spread
+        loss = self._weights.epsilon * (drift + moved / 5)
+        return answers[:count], loss + self._weights.zeta * self._pull(ours, theirs), drift
+
+    def _pull(self, ours: Tensor, theirs: Tensor) -> Tensor:
+        self._recent = [*self._recent, (ours.detach(), theirs.detach())][-RECENT:]
+        if self._steps % REFIT == 0:
+            pairs = zip(*self._recent, strict=True)
+            self._direction, self._distance = discriminant(*(torch.cat(part) for part in pairs))
+        self._steps += 1
+        difference = ours.mean(dim=0) - theirs.detach().mean(dim=0)
+        # The gradient of log D for D = difference . S^-1 difference.
+        slope = torch.where(self._distance > self._apart, 2 / self._distance, 0.0)
+        return slope * (difference @ self._direction)

@@ -1,0 +1,153 @@
+"""Anchors: what they are made of, and what they add to a step."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pbu_cli.activations import read_head
+from pbu_cli.anchors import Anchors, Company, synthesise
+from pbu_cli.objective import discriminant
+from pbu_cli.settings import DEEP, Preprocessing
+from pbu_cli.unlearning import ForgetSet, unlearn
+
+CLASSES, GONE = 4, 2
+FORGOTTEN = torch.arange(CLASSES) == GONE
+HEAD = "3"
+
+
+@pytest.fixture(scope="module")
+def case() -> tuple[nn.Module, Tensor, Tensor]:
+    """A network that tells four noisy patterns apart, the images as it takes them, labels."""
+    torch.manual_seed(0)
+    labels = torch.arange(400) % CLASSES
+    images = torch.randn(CLASSES, 2, 4, 4)[labels] + 0.7 * torch.randn(400, 2, 4, 4)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, CLASSES))
+    optimiser = torch.optim.Adam(model.parameters(), 1e-2)
+    for _ in range(150):
+        optimiser.zero_grad()
+        F.cross_entropy(model(images), labels).backward()
+        optimiser.step()
+    optimiser.zero_grad()
+    return model.eval(), images, labels
+
+
+def made(case: tuple[nn.Module, Tensor, Tensor], count: int = 200) -> Anchors:
+    model, images, labels = case
+    starts = images[labels == GONE]
+    return synthesise(model, HEAD, starts, FORGOTTEN, count=count, schedule=DEEP.schedule)
+
+
+def test_anchors_are_of_the_classes_that_stay(case):
+    anchors = made(case)
+    assert anchors.inputs.shape == (200, 2, 4, 4)
+    answers = anchors.answers.argmax(dim=1)
+    assert (answers != GONE).float().mean() > 0.95
+    assert set(answers.tolist()) >= set(range(CLASSES)) - {GONE}
+
+
+def test_answers_and_features_are_those_of_the_trained_network(case):
+    anchors, model = made(case), case[0]
+    with torch.no_grad():
+        assert torch.allclose(anchors.answers, model(anchors.inputs), atol=1e-5)
+        assert torch.allclose(anchors.features, model[:3](anchors.inputs), atol=1e-5)
+        starts = case[1][case[2] == GONE]
+        assert torch.allclose(anchors.opposite, model[:3](starts), atol=1e-5)
+
+
+def test_anchors_keep_the_range_and_the_statistics_of_what_they_start_from(case):
+    anchors, starts = made(case), case[1][case[2] == GONE]
+    low, high = starts.amin((0, 2, 3)), starts.amax((0, 2, 3))
+    inputs = anchors.inputs.movedim(1, -1)
+    assert bool(((inputs >= low - 1e-4) & (inputs <= high + 1e-4)).all())
+    apart = (inputs.mean((0, 1, 2)) - starts.mean((0, 2, 3))).abs() / starts.std((0, 2, 3))
+    assert apart.max() < 0.2
+
+
+def test_making_them_is_deterministic_and_leaves_the_network_as_it_was(case):
+    model = case[0]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert torch.equal(made(case, 40).inputs, made(case, 40).inputs)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+
+
+def test_networks_of_tokens_and_of_vectors_will_do():
+    torch.manual_seed(0)
+    for shape in ((5, 6), (6,)):
+        model = nn.Sequential(nn.Linear(6, 8), nn.Flatten(), nn.LazyLinear(CLASSES)).eval()
+        starts = torch.randn(30, *shape)
+        model(starts)
+        anchors = synthesise(model, "2", starts, FORGOTTEN, count=16, schedule=DEEP.schedule)
+        assert anchors.inputs.shape == (16, *shape)
+
+
+def company(case: tuple[nn.Module, Tensor, Tensor], **weights: float) -> Company:
+    chosen = replace(DEEP.weights, **weights)
+    return Company(case[0], HEAD, made(case), FORGOTTEN, chosen, DEEP.schedule)
+
+
+def test_at_the_trained_weights_the_anchors_have_not_drifted(case):
+    images = case[1][case[2] == GONE][:32]
+    answers, loss, drift = company(case, zeta=0.0).meet(images)
+    assert torch.allclose(answers, case[0](images), atol=1e-5)
+    assert loss.item() == pytest.approx(0, abs=1e-5)
+    assert drift.item() == pytest.approx(0, abs=1e-6)
+
+
+def test_the_pull_is_the_gradient_of_the_log_distance(case):
+    """Against autograd through the Mahalanobis distance itself, its covariance held constant."""
+    model, images, labels = case
+    anchors = made(case)
+    forget = images[labels == GONE][:32]
+    features = model[:3](forget).detach().requires_grad_()
+
+    meeting = company(case, epsilon=0.0, zeta=1.0)
+    meeting._recent = []  # of this batch alone
+    theirs = anchors.features[:32]
+    (found,) = torch.autograd.grad(meeting._pull(features, theirs), features)
+
+    ours = features.detach().double().requires_grad_()
+    theirs = theirs.double()
+    centred = [group - group.mean(0) for group in (ours.detach(), theirs)]
+    pooled = sum(group.T @ group / len(group) for group in centred) / 2
+    pooled += 0.05 * pooled.diagonal().mean() * torch.eye(len(pooled), dtype=torch.float64)
+    difference = ours.mean(0) - theirs.mean(0)
+    distance = difference @ torch.linalg.inv(pooled) @ difference
+    (wanted,) = torch.autograd.grad(distance.log(), ours)
+    assert torch.allclose(found.double(), wanted, rtol=1e-3, atol=1e-6)
+
+
+def test_what_is_near_enough_is_not_pushed(case):
+    meeting = company(case, epsilon=0.0)
+    meeting._recent = []
+    same = torch.randn(64, 16)
+    assert meeting._pull(same, same.roll(1, 0)).item() == 0
+
+
+def test_with_them_the_features_forget_and_the_other_classes_stay(case):
+    model, images, labels = case
+    gone = labels == GONE
+    before, logits = read_head(model, HEAD, [images])
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    pixels = torch.zeros(int(gone.sum()), 2, 4, 4, dtype=torch.uint8)  # features stand for them
+    forget = ForgetSet(
+        pixels, labels[gone], FORGOTTEN, Preprocessing((4, 4), (0.0,) * 2, (1.0,) * 2),
+        logits[gone], images[gone],
+    )  # fmt: skip
+    for _ in unlearn(
+        model, forget, {}, trained=["1.weight", "1.bias"], head=[],
+        weights=replace(DEEP.weights, beta=0.0), schedule=DEEP.schedule, company=company(case),
+    ):  # fmt: skip
+        pass
+    after, logits = read_head(model, HEAD, [images])
+    model.load_state_dict(weights)
+    answers = logits.argmax(dim=1)
+    assert (answers[gone] == GONE).float().mean() <= 0.01
+    assert (answers[~gone] == labels[~gone]).float().mean() > 0.97
+    distances = [discriminant(h[gone], h[~gone])[1].item() for h in (before, after)]
+    assert distances[1] < 0.5 * distances[0]
