@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from pbu_cli.__main__ import run
 from pbu_cli.demo import DemoFiles, train, write_checkpoint, write_digits
 from pbu_cli.folders import list_groups, split_by_subfolder
 from pbu_cli.images import decode
+from tests.archives import unpack
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -64,10 +64,4 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def cifar10(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _unpacked(shared / "data" / "cifar10.tar.xz", tmp_path_factory.mktemp("cifar10"))
-
-
-def _unpacked(archive: Path, folder: Path) -> Path:
-    with tarfile.open(archive) as file:
-        file.extractall(folder, filter="data")
-    return folder
+    return unpack(shared / "data" / "cifar10.tar.xz", tmp_path_factory.mktemp("cifar10"))

@@ -15,7 +15,6 @@ import contextlib
 import io
 import json
 import random
-import tarfile
 import tempfile
 import time
 from pathlib import Path
@@ -25,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pbu_cli.__main__ import run
+from tests.archives import unpack
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -110,8 +110,7 @@ def main() -> None:
             archive = CASES[case][0]
             data = place / "data"
             if not (data / archive).exists():
-                with tarfile.open(SHARED / "data" / f"{archive}.tar.xz") as file:
-                    file.extractall(data / archive, filter="data")
+                unpack(SHARED / "data" / f"{archive}.tar.xz", data / archive)
             for forgotten in given.classes or CASES[case][3]:
                 for seed in range(given.seeds):
                     found = row(case, forgotten, data, place, given.images, seed, given.flags)

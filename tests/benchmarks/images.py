@@ -20,7 +20,7 @@ import platform
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
@@ -40,6 +40,7 @@ from pbu_cli.folders import list_groups
 from pbu_cli.images import decode
 from pbu_cli.logits import batches
 from pbu_cli.settings import Preprocessing
+from tests.archives import unpack
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -116,9 +117,10 @@ def photos(folder: Path, count: int) -> Path:
 
 
 def cifar(place: Path, count: int) -> Path:
-    with tarfile.open(SHARED / "data" / "cifar10.tar.xz") as archive:
-        ships = (member for member in archive if "/ship/" in f"/{member.name}")
-        archive.extractall(place, [*islice(ships, count)], filter="data")
+    def ships(archive: Iterable[tarfile.TarInfo]) -> Iterable[tarfile.TarInfo]:
+        return islice((m for m in archive if "/ship/" in f"/{m.name}"), count)
+
+    unpack(SHARED / "data" / "cifar10.tar.xz", place, ships)
     return next(place.rglob("ship"))
 
 

@@ -16,7 +16,6 @@ import os
 import platform
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 from collections.abc import Callable
@@ -33,6 +32,7 @@ from torchvision.models import get_model
 
 from pbu_cli.settings import Preprocessing, Schedule, Weights
 from pbu_cli.unlearning import CHECK_EVERY, ForgetSet, unlearn
+from tests.archives import unpack
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 CHECKPOINT = SHARED / "checkpoints" / "mnist_resnet34_fp16.safetensors"
@@ -133,9 +133,7 @@ def seconds(work: Callable[[], Any]) -> float:
 
 
 def unpacked(place: Path) -> Path:
-    with tarfile.open(SHARED / "data" / "mnist.tar.xz") as archive:
-        archive.extractall(place, filter="data")
-    return place / "train"
+    return unpack(SHARED / "data" / "mnist.tar.xz", place) / "train"
 
 
 def main() -> None:
