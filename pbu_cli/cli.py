@@ -298,6 +298,11 @@ def unlearn(
     )
     layers = layers or preset.layers
     anchors = preset.anchors if anchors is None else anchors
+    if bool(anchors) != bool(weights.epsilon or weights.zeta):
+        raise InvalidUsage(
+            f"--anchors {anchors} with --epsilon {weights.epsilon:g} --zeta {weights.zeta:g}: needs"
+            " both or neither: give anchors and a weight, or --fast alone for neither"
+        )
     place = output or _beside(checkpoint, ".unlearned.safetensors")
     inputs = (fisher,) if fisher else ()
     if os.access(checkpoint, os.R_OK):  # else that is what to say

@@ -142,6 +142,18 @@ def test_what_goes_together_is_chosen_together(pbu, digits, tmp_path, flags, pre
         assert settings["weights"][name] == float(asked.get(name, value))
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [["--fast", "--anchors", "9"], ["--delta", "0", "--zeta", "1"], ["--anchors", "0"],
+     ["--epsilon", "0", "--zeta", "0"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_anchors_and_their_weights_go_together(pbu, digits, flags):
+    done = pbu("unlearn", digits.checkpoint, "--forget", digits.train / "8", *flags)
+    assert done.code == 2
+    assert "--fast" in done.err
+
+
 def test_a_fisher_file_gives_the_same_result_as_measuring_again(pbu, digits, tmp_path):
     fisher = tmp_path / "f.safetensors"
     assert pbu("fisher", digits.checkpoint, "--forget", digits.train / "8", "-o", fisher).code == 0
