@@ -10,6 +10,9 @@ channels, m*, s* those at the start. These are no data: they come from theta*. x
 layers that train, so behind the frozen trunk it is a feature map, no image ever exists, and the
 trunk costs nothing.
 
+Where there are only a few forget images the same is done the other way round: from anchors towards
+the class that is to go, for what else the network would recognise as one of it.
+
 Source: after DeepInversion (Yin et al., "Dreaming to Distill", CVPR 2020, arXiv 1912.08795), there
 over pixels, from noise, with the statistics of every BatchNorm and an image prior. Behind the trunk
 neither was worth anything here, and without them any network will do.
@@ -66,25 +69,53 @@ def synthesise(
     starts: forget inputs as the model takes them, [n, *shape]; forgotten: bool [c]. Deterministic
     in `schedule.seed`. theta* is left as it is.
     """
+    inputs = _invert(model, starts, starts, ~forgotten, count, schedule, done)
+    features, answers = read_head(model, head, inputs.split(BATCH))
+    opposite, _ = read_head(model, head, starts.split(BATCH))
+    device = starts.device
+    return Anchors(inputs, answers.to(device), features.to(device), opposite.to(device))
+
+
+def imagine(
+    model: nn.Module,
+    anchors: Anchors,
+    like: Tensor,
+    forgotten: Tensor,
+    *,
+    count: int,
+    schedule: Schedule,
+    done: Callable[[int], None] = lambda count: None,
+) -> tuple[Tensor, Tensor]:
+    """`count` inputs [count, *shape] that theta* takes for a class to forget, made from anchors
+    with the range and statistics of the inputs `like`; and its logits on them, [count, c].
+    """
+    inputs = _invert(model, anchors.inputs, like, forgotten, count, schedule, done)
+    with torch.no_grad():
+        return inputs, torch.cat([model(part).float() for part in inputs.split(BATCH)])
+
+
+def _invert(
+    model: nn.Module,
+    starts: Tensor,
+    like: Tensor,
+    wanted: Tensor,
+    count: int,
+    schedule: Schedule,
+    done: Callable[[int], None],
+) -> Tensor:
+    """Inputs for the `wanted` classes, bool [c], from some of `starts`."""
     generator = torch.Generator().manual_seed(schedule.seed)
-    own = _statistics(starts)
-    bounds = (
-        starts.amin(_all_but_channel(starts), True),
-        starts.amax(_all_but_channel(starts), True),
-    )
+    own = _statistics(like)
+    bounds = like.amin(_all_but_channel(like), True), like.amax(_all_but_channel(like), True)
     made: list[Tensor] = []
     with only_trained(model, []):
         for first in range(0, count, BATCH):
             size = min(BATCH, count - first)
             chosen = torch.randint(len(starts), (size,), generator=generator).to(starts.device)
-            target = _targets(size, forgotten, generator)
+            target = _targets(size, wanted, generator)
             made.append(_descend(model, starts[chosen], target, own, bounds, schedule.inversion))
             done(first + size)
-    inputs = torch.cat(made)
-    features, answers = read_head(model, head, inputs.split(BATCH))
-    opposite, _ = read_head(model, head, starts.split(BATCH))
-    device = starts.device
-    return Anchors(inputs, answers.to(device), features.to(device), opposite.to(device))
+    return torch.cat(made)
 
 
 def _descend(
@@ -112,16 +143,19 @@ def _descend(
     return (x * deviation).detach()
 
 
-def _targets(size: int, forgotten: Tensor, generator: torch.Generator) -> Tensor:
-    """Half of them one class that stays, the others a mixture of two, at least half the first."""
-    kept = (~forgotten.cpu()).nonzero()[:, 0]
-    first, second = kept[torch.randint(len(kept), (2, size), generator=generator)]
+def _targets(size: int, wanted: Tensor, generator: torch.Generator) -> Tensor:
+    """Half of them one of the classes wanted, the others a mixture of two, at least half the first.
+
+    wanted: bool [c] -> [size, c].
+    """
+    classes = wanted.cpu().nonzero()[:, 0]
+    first, second = classes[torch.randint(len(classes), (2, size), generator=generator)]
     share = 0.5 + 0.5 * torch.rand(size, generator=generator)
     share[torch.rand(size, generator=generator) < 0.5] = 1.0
-    target = torch.zeros(size, len(forgotten))
+    target = torch.zeros(size, len(wanted))
     target.scatter_add_(1, first[:, None], share[:, None])
     target.scatter_add_(1, second[:, None], 1 - share[:, None])
-    return target.to(forgotten.device)
+    return target.to(wanted.device)
 
 
 def _all_but_channel(x: Tensor) -> tuple[int, ...]:

@@ -277,7 +277,7 @@ def unlearn(
     quiet: Quiet = False,
 ) -> None:
     """Make the checkpoint forget the class and write the sanitized weights."""
-    from pbu_cli.commands import measure_fisher, sanitise, timed
+    from pbu_cli.commands import inputs_made, measure_fisher, sanitise, timed
     from pbu_cli.files import check_output, claimed
     from pbu_cli.fisher_file import read_fisher
     from pbu_cli.recording import check_places, record_unlearning, summary
@@ -341,7 +341,7 @@ def unlearn(
                 )
         measuring = lap()
         with (
-            screen.progress("anchors", anchors) as making,
+            screen.progress("anchors", inputs_made(case, anchors, schedule)) as making,
             screen.progress("unlearning", schedule.steps) as bar,
         ):
             done = sanitise(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pbu_cli import metrics
-from pbu_cli.anchors import Company, synthesise
+from pbu_cli.anchors import Company, imagine, synthesise
 from pbu_cli.case import Case, Subject
 from pbu_cli.checkpoint import Tensors, write
 from pbu_cli.description import metadata_with
@@ -111,7 +111,7 @@ def sanitise(
     with beyond(module, case.cut):
         company = None
         if anchors and (weights.epsilon or weights.zeta):
-            company = _company(case, images, anchors, weights, schedule, making)
+            images, company = _company(case, images, anchors, weights, schedule, making)
         for last in unlearn(
             module, images, fisher,
             trained=trained, head=case.head, weights=weights, schedule=schedule, company=company,
@@ -182,9 +182,11 @@ def _company(
     weights: Weights,
     schedule: Schedule,
     done: Callable[[int], None],
-) -> Company:
-    """Anchors made from at most `count` forget images, for a module that takes features."""
-    network = case.subject.network
+) -> tuple[ForgetSet, Company]:
+    """Anchors made from at most `count` forget images, for a module that takes features; and with
+    them, where there are only a few images, more inputs of the class that is to go.
+    """
+    network, forgotten = case.subject.network, case.forgotten
     head = head_module(network.module, network.builder)
     if head is None:
         raise InvalidUsage(
@@ -193,11 +195,26 @@ def _company(
         )
     device = case.subject.device
     chosen = torch.linspace(0, len(images) - 1, min(count, len(images)), device=device).long()
+    starts = images.inputs(chosen)
     made = synthesise(
-        network.module, head, images.inputs(chosen), case.forgotten,
-        count=count, schedule=schedule, done=done,
-    )  # fmt: skip
-    return Company(network.module, head, made, case.forgotten, weights, schedule)
+        network.module, head, starts, forgotten, count=count, schedule=schedule, done=done
+    )
+    if further := _further(case, schedule):
+        more, answers = imagine(
+            network.module, made, starts, forgotten,
+            count=further, schedule=schedule, done=lambda more: done(count + more),
+        )  # fmt: skip
+        images = images.joined(more, answers)
+    return images, Company(network.module, head, made, forgotten, weights, schedule)
+
+
+def inputs_made(case: Case, anchors: int, schedule: Schedule) -> int:
+    """How many inputs `sanitise` makes from the network, if it is asked for so many anchors."""
+    return anchors + _further(case, schedule) if anchors else 0
+
+
+def _further(case: Case, schedule: Schedule) -> int:
+    return schedule.further if len(case.image_labels) < schedule.window else 0
 
 
 def _trained_names(subject: Subject, trained: list[str]) -> set[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,8 @@ class ForgetSet:
 
     pixels: uint8 [n, channels, height, width], labels: int64 [n], forgotten: bool [c], true for
     the classes to forget, answers: theta*'s logits [n, c]; all on the model's device. features:
-    what the frozen trunk makes of the images, where the model is to take that (`trunk.beyond`).
+    what the model is to take instead of pixels, such as what the frozen trunk makes of them
+    (`trunk.beyond`).
     """
 
     pixels: Tensor
@@ -49,6 +50,17 @@ class ForgetSet:
         if self.features is not None:
             return self.features[index]
         return normalise(self.pixels[index], self.preprocessing)
+
+    def joined(self, inputs: Tensor, answers: Tensor) -> ForgetSet:
+        """With more inputs of the forgotten classes, and theta*'s logits on them."""
+        everything = torch.arange(len(self), device=self.labels.device)
+        likeliest = answers.masked_fill(~self.forgotten, -math.inf).argmax(dim=1)
+        return replace(
+            self,
+            labels=torch.cat([self.labels, likeliest]),
+            answers=torch.cat([self.answers, answers]),
+            features=torch.cat([self.inputs(everything), inputs]),
+        )
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pbu_cli.activations import read_head
-from pbu_cli.anchors import Anchors, Company, synthesise
+from pbu_cli.anchors import Anchors, Company, imagine, synthesise
 from pbu_cli.objective import discriminant
 from pbu_cli.settings import DEEP, Preprocessing
 from pbu_cli.unlearning import ForgetSet, unlearn
@@ -84,6 +84,23 @@ def test_networks_of_tokens_and_of_vectors_will_do():
         model(starts)
         anchors = synthesise(model, "2", starts, FORGOTTEN, count=16, schedule=DEEP.schedule)
         assert anchors.inputs.shape == (16, *shape)
+
+
+def test_more_of_a_class_can_be_made_from_its_anchors(case):
+    model, images, labels = case
+    few = images[labels == GONE][:3]
+    inputs, answers = imagine(model, made(case), few, FORGOTTEN, count=150, schedule=DEEP.schedule)
+    assert inputs.shape == (150, 2, 4, 4)
+    assert (answers.argmax(dim=1) == GONE).float().mean() > 0.85
+    with torch.no_grad():
+        assert torch.allclose(answers, model(inputs), atol=1e-5)
+    low, high = few.amin((0, 2, 3)), few.amax((0, 2, 3))
+    channels_last = inputs.movedim(1, -1)
+    assert bool(((channels_last >= low - 1e-4) & (channels_last <= high + 1e-4)).all())
+    # Not the few images over again: most are nearer to another of the made ones than to those.
+    flat = inputs.flatten(1)
+    among = torch.cdist(flat, flat).fill_diagonal_(torch.inf).amin(dim=1)
+    assert (among < torch.cdist(flat, few.flatten(1)).amin(dim=1)).float().mean() > 0.5
 
 
 def company(case: tuple[nn.Module, Tensor, Tensor], **weights: float) -> Company:

@@ -208,6 +208,21 @@ def test_features_in_place_of_images_give_the_same_weights(trained):
         torch.testing.assert_close(states[1][name], value)
 
 
+@pytest.mark.parametrize("cached", [False, True])
+def test_joined_inputs_come_after_the_images_and_are_taken_as_they_are(trained, cached):
+    images = forget_set(*trained, 2, 3)
+    everything = images.inputs(torch.arange(len(images)))
+    if cached:
+        images = replace(images, features=everything)
+    inputs, answers = torch.randn(5, 1, 6, 6), torch.randn(5, CLASSES)
+    more = images.joined(inputs, answers)
+    count = len(images)
+    assert len(more) == count + 5
+    assert torch.equal(more.inputs(torch.arange(count + 5)), torch.cat([everything, inputs]))
+    assert torch.equal(more.answers[count:], answers)
+    assert torch.equal(more.labels[count:], 2 + answers[:, 2:].argmax(dim=1))
+
+
 def test_checks_come_every_few_steps_and_at_the_end(trained):
     _, records = forgotten(trained, 2, schedule=Schedule(steps=12))
     assert [record.seen.step for record in records] == [CHECK_EVERY, 2 * CHECK_EVERY, 12]
