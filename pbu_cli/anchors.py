@@ -10,8 +10,9 @@ channels, m*, s* those at the start. These are no data: they come from theta*. x
 layers that train, so behind the frozen trunk it is a feature map, no image ever exists, and the
 trunk costs nothing.
 
-Where there are only a few forget images the same is done the other way round: from anchors towards
-the class that is to go, for what else the network would recognise as one of it.
+The same is then done the other way round, from anchors towards the class that is to go, for what
+else the network would recognise as one of it: what is forgotten on the images given alone comes
+back on others, the sooner the fewer they were.
 
 Source: after DeepInversion (Yin et al., "Dreaming to Distill", CVPR 2020, arXiv 1912.08795), there
 over pixels, from noise, with the statistics of every BatchNorm and an image prior. Behind the trunk

@@ -161,7 +161,7 @@ def _forget_set(case: Case, schedule: Schedule) -> ForgetSet:
     """The case's images; of a few, shifted copies too, so that they fill the window."""
     pixels, labels, device = case.images.pixels, case.image_labels, case.subject.device
     features, answers = case.features, case.answers
-    copies = -(-schedule.window // len(labels))
+    copies = _copies(len(labels), schedule)
     if copies > 1:
         pixels = shifted(pixels, copies, schedule.seed)
         labels = labels.repeat(copies)
@@ -183,8 +183,8 @@ def _company(
     schedule: Schedule,
     done: Callable[[int], None],
 ) -> tuple[ForgetSet, Company]:
-    """Anchors made from at most `count` forget images, for a module that takes features; and with
-    them, where there are only a few images, more inputs of the class that is to go.
+    """Anchors made from at most `count` forget images, for a module that takes features; and the
+    images joined by inputs of the class to forget that are made from those.
     """
     network, forgotten = case.subject.network, case.forgotten
     head = head_module(network.module, network.builder)
@@ -199,10 +199,10 @@ def _company(
     made = synthesise(
         network.module, head, starts, forgotten, count=count, schedule=schedule, done=done
     )
-    if further := _further(case, schedule):
+    if further := _imagined(len(images), count, schedule):
         more, answers = imagine(
             network.module, made, starts, forgotten,
-            count=further, schedule=schedule, done=lambda more: done(count + more),
+            count=further, schedule=schedule, done=lambda number: done(count + number),
         )  # fmt: skip
         images = images.joined(more, answers)
     return images, Company(network.module, head, made, forgotten, weights, schedule)
@@ -210,11 +210,17 @@ def _company(
 
 def inputs_made(case: Case, anchors: int, schedule: Schedule) -> int:
     """How many inputs `sanitise` makes from the network, if it is asked for so many anchors."""
-    return anchors + _further(case, schedule) if anchors else 0
+    count = len(case.image_labels)
+    return anchors + _imagined(count * _copies(count, schedule), anchors, schedule)
 
 
-def _further(case: Case, schedule: Schedule) -> int:
-    return schedule.further if len(case.image_labels) < schedule.window else 0
+def _imagined(images: int, anchors: int, schedule: Schedule) -> int:
+    return min(round(schedule.imagined * images), anchors)
+
+
+def _copies(count: int, schedule: Schedule) -> int:
+    """How often each of so many images is taken: so often that they fill the window."""
+    return -(-schedule.window // count)
 
 
 def _trained_names(subject: Subject, trained: list[str]) -> set[str]:

@@ -56,9 +56,7 @@ class Schedule:
     seed: int = 0
     most_drift: float = 1.0  # nats, of forget images or, where there are any, of anchors
     inversion: int = 30  # steps in which an anchor is made
-    further: int = (
-        512  # inputs of the class made from anchors, where images are fewer than `window`
-    )
+    imagined: float = 0.2  # inputs of the class made from anchors, for each forget image
     apart: float = 0.2  # share that may stay of the distance of forget images from the anchors
 
 
