@@ -49,6 +49,7 @@ class Schedule:
     head_rate: float = 200.0  # learning rate of the head over that of the other layers
     steps_to_goal: float = 10.0  # calibration: Adam's first steps would reach the goal in so many
     tau: float = 1e-6  # the probability of the class that forgetting aims for
+    restraint: float = 0.0  # weight of log odds below that goal, beside alpha for those above it
     recognised: float = 0.1  # an image counts as recognised while the class holds more than this
     window: int = 256  # the recent forget images by which a run is judged
     growth: float = 0.1  # alpha grows by this share a step while too many are recognised ...
@@ -81,6 +82,7 @@ DEEP = Preset(
         hold=0.0,
         last_rate=0.0,
         steps_to_goal=4.0,
+        restraint=0.1,
         tau=4.5e-5,  # where networks trained without the class have it: log odds of about -10
         most_drift=0.5,
     ),

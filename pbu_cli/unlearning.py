@@ -122,7 +122,9 @@ def unlearn(
             odds = objective.log_odds(answers, images.forgotten)
             drift = objective.stability(answers, reference[index], images.forgotten)
             if bounded:
-                loss = alpha * objective.excess_odds(odds, schedule.tau) + weights.delta * drift
+                above = objective.excess_odds(odds, schedule.tau)
+                below = objective.excess_odds(-odds, 1 - schedule.tau)
+                loss = alpha * above + schedule.restraint * below + weights.delta * drift
             else:
                 loss = alpha * objective.log_likelihood(answers, images.labels[index])
             loss = loss + beside

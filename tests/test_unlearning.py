@@ -14,7 +14,8 @@ from torch import nn
 from pbu_cli.errors import PbuError
 from pbu_cli.fisher import fisher_diagonal
 from pbu_cli.logits import batches, logits
-from pbu_cli.settings import FORGOTTEN, Preprocessing, Schedule, Weights
+from pbu_cli.objective import log_odds
+from pbu_cli.settings import DEEP, FORGOTTEN, Preprocessing, Schedule, Weights
 from pbu_cli.stopping import SLOWER
 from pbu_cli.trunk import beyond, find_cut, look
 from pbu_cli.unlearning import CHECK_EVERY, ForgetSet, Progress, unlearn
@@ -155,6 +156,18 @@ def drifting(
         weights=Weights(beta=0, delta=0), schedule=Schedule(steps=1000),
     )  # fmt: skip
     return model, run
+
+
+def test_restraint_keeps_the_class_from_being_refused_harder_than_asked(trained):
+    goal = math.log(0.01 / 0.99)
+    harder = []
+    for restraint in (0.0, 1.0):
+        schedule = replace(DEEP.schedule, tau=0.01, restraint=restraint)
+        model, _ = forgotten(trained, 2, schedule=schedule)
+        pixels, labels = trained[1:]
+        odds = log_odds(logits(model, pixels[labels == 2], UNIT), torch.arange(CLASSES) == 2)
+        harder.append((goal - odds).relu().mean().item())
+    assert harder[0] > 1.3 * harder[1]
 
 
 def test_backing_off_starts_over_from_the_trained_weights_more_slowly(trained, monkeypatch):
