@@ -205,6 +205,14 @@ class Company:
         self._steps = 0
         self._recent = [(self._anchors.opposite, self._anchors.features)]
 
+    @torch.no_grad()
+    def drift(self) -> float:
+        """Of the model's answers to all anchors, nats."""
+        answers = torch.cat(
+            [self._model(part).float() for part in self._anchors.inputs.split(BATCH)]
+        )
+        return stability(answers, self._reference, self._forgotten).item()
+
     def meet(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The model's answers to forget inputs [n, *shape], [n, c]; what to add to the loss; and
         the drift of the answers to the anchors, nats."""

@@ -241,6 +241,16 @@ def unlearn(
             show_default=f"{DEEP.schedule.steps}; --fast: {FAST.schedule.steps}",
         ),
     ] = None,
+    max_damage: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=100,
+            metavar="POINTS",
+            help="Exit with 5 where A_Dr is estimated to have lost more.",
+            show_default="no limit",
+        ),
+    ] = None,
     layers: Annotated[
         str | None,
         typer.Option(
@@ -364,7 +374,7 @@ def unlearn(
             "settings": settings,
             "images": len(case.images.pixels),
             "skipped": len(case.images.bad),
-            "result": {**vars(done), "forgotten": done.forgotten},
+            "result": {**vars(done), "forgotten": done.forgotten, "damage": vars(done.damage)},
             "seconds": {"load": loading, "fisher": measuring, "unlearn": unlearning},
         }
         if record is not None:
@@ -384,24 +394,30 @@ def unlearn(
                 f"{done.a_df:.2f}",
             ),
             ("drift of the other classes' answers (nats)", "0.000", f"{done.drift:.3f}"),
+            ("loss of A_Dr, estimated from such drifts (points)", "", str(done.damage)),
             ("distance from theta* (relative)", "0.0000", f"{done.moved:.4f}"),
         ),
         f"stopped: {done.reason}",
-        "A_Dr is unknown without retained images: pbu evaluate --retain measures it",
+        "A_Dr itself is unknown without retained images: pbu evaluate --retain measures it",
         f"loaded in {loading:.1f} s, Fisher {measuring:.1f} s, unlearning and writing"
         f" {unlearning:.1f} s",
     )
     for written in (place, record, record_key):
         if written is not None:
             screen.line(f"wrote {written}")
-    _conclude(
-        screen,
-        document,
-        ""
-        if done.forgotten
-        else f"{place}: written, but {done.a_df:.2f} % of the forget images are still recognised"
-        f" (at most {FORGOTTEN} expected) after {done.steps} steps; {done.reason}",
-    )
+    failure = ""
+    if not done.forgotten:
+        failure = (
+            f"{place}: written, but {done.a_df:.2f} % of the forget images are still recognised"
+            f" (at most {FORGOTTEN} expected) after {done.steps} steps; {done.reason}"
+        )
+    elif max_damage is not None and done.damage.estimate > max_damage:
+        failure = (
+            f"{place}: written, but A_Dr is estimated to have lost {done.damage} points (at most"
+            f" {max_damage:g} expected); {done.reason}: lower --alpha, or measure it with pbu"
+            " evaluate --retain"
+        )
+    _conclude(screen, document, failure)
 
 
 @app.command()

@@ -15,6 +15,7 @@ from pbu_cli import metrics
 from pbu_cli.anchors import Company, imagine, synthesise
 from pbu_cli.case import Case, Subject
 from pbu_cli.checkpoint import Tensors, write
+from pbu_cli.damage import Damage, estimated
 from pbu_cli.description import metadata_with
 from pbu_cli.errors import InvalidUsage, PbuError, printable
 from pbu_cli.fisher import fisher_diagonal
@@ -35,7 +36,8 @@ FISHER_INPUTS = 1 << 18  # ... so of small inputs a batch takes so many numbers,
 class Unlearned:
     """What became of a case, measured on the file as it was written.
 
-    Percent of the forget images before and after; drift in nats, over all of them; moved is
+    Percent of the forget images before and after; drift in nats, over all of them, and over all
+    anchors where there were any, before the weights were rounded to the file's dtype; moved is
     ||theta - theta*|| / ||theta*|| over the parameters that trained.
     """
 
@@ -45,8 +47,14 @@ class Unlearned:
     a_df_before: float
     a_df: float
     drift: float
+    drift_on_anchors: float | None
     moved: float
     answers: dict[int, float]
+
+    @property
+    def damage(self) -> Damage:
+        """What those drifts have cost of A_Dr, as far as they tell."""
+        return estimated(self.drift, self.drift_on_anchors)
 
     @property
     def forgotten(self) -> bool:
@@ -117,6 +125,7 @@ def sanitise(
             trained=trained, head=case.head, weights=weights, schedule=schedule, company=company,
         ):  # fmt: skip
             seen(last)
+        on_anchors = None if company is None else company.drift()
     assert last is not None
     tensors = _output_tensors(subject, trained)
     measured: list[Tensor] = []
@@ -152,6 +161,7 @@ def sanitise(
         metrics.accuracy(case.answers.argmax(dim=1).cpu(), case.image_labels),
         metrics.accuracy(after.argmax(dim=1).cpu(), case.image_labels),
         stability(after, reference, case.forgotten).item(),
+        on_anchors,
         _relative_distance(subject.checkpoint.tensors, tensors, trained),
         metrics.answer_shares(after.argmax(dim=1).cpu(), subject.network.num_classes),
     )

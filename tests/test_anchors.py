@@ -114,6 +114,7 @@ def test_at_the_trained_weights_the_anchors_have_not_drifted(case):
     assert torch.allclose(answers, case[0](images), atol=1e-5)
     assert loss.item() == pytest.approx(0, abs=1e-5)
     assert drift.item() == pytest.approx(0, abs=1e-6)
+    assert company(case).drift() == pytest.approx(0, abs=1e-6)
 
 
 def test_the_pull_is_the_gradient_of_the_log_distance(case):

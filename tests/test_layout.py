@@ -42,6 +42,7 @@ ORDER = [
     "objective",
     "descent",
     "stopping",
+    "damage",
     "trunk",
     "activations",
     "anchors",
