@@ -175,12 +175,16 @@ class Company:
 
         epsilon * (KL(softmax z* || softmax z) on the anchors, among the classes that stay
                    + 1/5 |h - h*|^2 / trace of the covariance of h*)
-        + zeta * relu(log(D / D_0))
+        + zeta * (relu(log(D / D_0)) + 1/20 relu(E / E_0 - 1))
 
     with h the input of the head and D the squared Mahalanobis distance of the forget images and
     the anchors in it, by which a linear probe would tell them apart (`objective.discriminant`, of
     the recent ones and with S held constant). D_0 is `schedule.apart` times D at theta*: a network
     that never saw the class does not place its images among the others either.
+
+    E is the mean squared distance of forget images from the mean anchor, E_0 that at theta*. What
+    no image has used can be changed without moving an anchor, and in a DenseNet BatchNorm
+    multiplies that: without this, forget images ended up a hundred times further out than any.
     """
 
     def __init__(
@@ -194,6 +198,8 @@ class Company:
     ) -> None:
         self._model, self._head, self._anchors = model, head, anchors
         self._forgotten, self._weights = forgotten, weights
+        self._middle = anchors.features.mean(dim=0)
+        self._reach = (anchors.opposite - self._middle).square().sum(dim=1).mean()
         self._apart = schedule.apart * discriminant(anchors.opposite, anchors.features)[1]
         self._reference = restricted_log_softmax(anchors.answers, forgotten)
         self._spread = anchors.features.var(dim=0).sum()
@@ -225,7 +231,8 @@ class Company:
         drift = stability(answers[count:], self._reference[index], self._forgotten)
         moved = (theirs - anchors.features[index]).square().sum(dim=1).mean() / self._spread
         loss = self._weights.epsilon * (drift + moved / 5)
-        return answers[:count], loss + self._weights.zeta * self._pull(ours, theirs), drift
+        loss = loss + self._weights.zeta * (self._pull(ours, theirs) + self._outside(ours) / 20)
+        return answers[:count], loss, drift
 
     def _pull(self, ours: Tensor, theirs: Tensor) -> Tensor:
         self._recent = [*self._recent, (ours.detach(), theirs.detach())][-RECENT:]
@@ -237,3 +244,6 @@ class Company:
         # The gradient of log D for D = difference . S^-1 difference.
         slope = torch.where(self._distance > self._apart, 2 / self._distance, 0.0)
         return slope * (difference @ self._direction)
+
+    def _outside(self, ours: Tensor) -> Tensor:
+        return F.relu((ours - self._middle).square().sum(dim=1).mean() / self._reach - 1)

@@ -147,6 +147,15 @@ def test_what_is_near_enough_is_not_pushed(case):
     assert meeting._pull(same, same.roll(1, 0)).item() == 0
 
 
+def test_what_goes_further_out_than_the_class_was_is_pulled_back(case):
+    model, images, labels = case
+    meeting, forget = company(case), model[:3](images[labels == GONE])
+    middle = made(case).features.mean(0)
+    assert meeting._outside(middle + 0.9 * (forget - middle)).item() == 0
+    # At 3 times the distance its square is 9 times as much, less the 1 it may be.
+    assert meeting._outside(middle + 3 * (forget - middle)).item() == pytest.approx(8, rel=1e-3)
+
+
 def test_with_them_the_features_forget_and_the_other_classes_stay(case):
     model, images, labels = case
     gone = labels == GONE
