@@ -27,14 +27,14 @@ class Block(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    def __init__(self, blocks: int, num_classes: int = 10, width: int = 16) -> None:
+    def __init__(self, blocks: int, num_classes: int = 10) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, width, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.layer1 = self._stage(width, width, blocks, 1)
-        self.layer2 = self._stage(width, 2 * width, blocks, 2)
-        self.layer3 = self._stage(2 * width, 4 * width, blocks, 2)
-        self.linear = nn.Linear(4 * width, num_classes)
+        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.layer1 = self._stage(16, 16, blocks, 1)
+        self.layer2 = self._stage(16, 32, blocks, 2)
+        self.layer3 = self._stage(32, 64, blocks, 2)
+        self.linear = nn.Linear(64, num_classes)
 
     @staticmethod
     def _stage(inside: int, outside: int, blocks: int, stride: int) -> nn.Sequential:
@@ -53,8 +53,3 @@ def resnet20() -> nn.Module:
 
 def resnet32() -> nn.Module:
     return CifarResNet(5)
-
-
-def wide_resnet14() -> nn.Module:
-    """Twice the channels: what a properly trained original of the benchmark is."""
-    return CifarResNet(2, width=32)
