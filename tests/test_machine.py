@@ -38,8 +38,9 @@ def test_what_is_freed_is_kept():
         code = FAULTS.format(keeping=keeping)
         return [int(subprocess.check_output([sys.executable, "-c", code])) for _ in range(3)]
 
-    assert max(faults(keeping=False)) > 1000, "nothing to mend any more: it can go"
-    assert min(faults(keeping=True)) < 1000
+    without, kept = max(faults(keeping=False)), min(faults(keeping=True))
+    assert without > 1000, "nothing to mend any more: it can go"
+    assert kept < without / 4  # runs alike differ by up to a factor of 2.3
 
 
 def test_there_is_some_memory():
