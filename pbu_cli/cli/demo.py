@@ -1,0 +1,75 @@
+"""`pbu demo`: the three commands one after the other, on a network trained for it."""
+
+from __future__ import annotations
+
+import io
+import json
+import shlex
+from contextlib import nullcontext, redirect_stdout
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pbu_cli.cli.session import conclude, heading, opened
+from pbu_cli.errors import CriterionNotMet, InvalidUsage
+from pbu_cli.options import Device, Force, Json, Quiet
+
+
+def demo(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Where to write everything.")
+    ] = Path("pbu-demo"),
+    device: Device = "auto",
+    force: Force = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a small network on real digits, then run fisher, unlearn and evaluate on it."""
+    from pbu_cli import demo as digits
+    from pbu_cli.case import choose_device
+    from pbu_cli.cli import app
+    from pbu_cli.folders import list_groups, split_by_subfolder
+    from pbu_cli.images import decode
+
+    screen, log = opened(as_json, quiet)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())) and not force:
+        raise InvalidUsage(f"{output}: not empty; name another folder with --output, or --force")
+    files = digits.write_digits(output)
+    groups = split_by_subfolder(list_groups([str(files.train)], None)[0])
+    images = decode(groups, channels=1, size=digits.PREPROCESSING.size)
+    with screen.progress("training", digits.total_steps(len(images.pixels))) as bar:
+        network = digits.train(
+            images.pixels,
+            images.group,
+            choose_device(device),
+            done=lambda step: bar(step, f"resnet18 on {len(images.pixels)} digits"),
+        )
+    digits.write_checkpoint(network, files.checkpoint)
+    screen.line(f"trained resnet18 on {len(images.pixels)} digits: {files.checkpoint}")
+    gone = files.train / str(digits.FORGOTTEN)
+    diagonal = files.checkpoint.with_suffix(".fisher.safetensors")
+    clean = files.checkpoint.with_suffix(".unlearned.safetensors")
+    given = str(files.checkpoint)
+    again = ["--force"] if force else []
+    hidden = ["--device", device] + ["--json"] * as_json + ["--quiet"] * quiet
+    documents, failure = [], ""
+    for command in (
+        ["fisher", given, "--forget", str(gone), "--layers", "last", *again],
+        ["unlearn", given, "--forget", str(gone), "--fisher", str(diagonal), *again],
+        ["evaluate", str(clean), "--original", given, "--forget",
+         str(files.test / str(digits.FORGOTTEN)), "--retain", str(files.test)],
+    ):  # fmt: skip
+        screen.echo(shlex.join(["pbu", *command]))
+        printed = io.StringIO()
+        try:
+            with redirect_stdout(printed) if as_json else nullcontext():
+                app([*command, *hidden], prog_name="pbu", standalone_mode=False)
+        except CriterionNotMet as error:
+            failure = str(error)
+        if as_json:
+            documents.append(json.loads(printed.getvalue()))
+        if failure:
+            break
+    document = {**heading("demo", log), "output": str(output), "commands": documents}
+    conclude(screen, document, failure)

@@ -1,0 +1,302 @@
+"""`pbu unlearn`: make the class forgotten, write the sanitized weights, say what it took."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pbu_cli.cli.session import beside, case_of, conclude, finish_dry, heading, opened
+from pbu_cli.errors import InvalidUsage
+from pbu_cli.options import (
+    LAYERS,
+    Arch,
+    BatchSize,
+    Channels,
+    Checkpoint,
+    Deterministic,
+    Device,
+    Draws,
+    DryRun,
+    EstimatorFlag,
+    Force,
+    Forget,
+    Json,
+    LabelFlag,
+    Mean,
+    Output,
+    Quiet,
+    Record,
+    RecordKey,
+    Seed,
+    Size,
+    SkipBad,
+    Std,
+    wanted_of,
+)
+from pbu_cli.settings import DEEP, FAST, FORGOTTEN, SAFETENSORS
+
+if TYPE_CHECKING:
+    from pbu_cli.case import Case
+    from pbu_cli.commands import Unlearned
+    from pbu_cli.console import Screen
+
+
+def _shown(weight: str) -> str:
+    deep, fast = (getattr(preset.weights, weight) for preset in (DEEP, FAST))
+    return f"{deep:g}" if deep == fast else f"{deep:g}; --fast: {fast:g}"
+
+
+def unlearn(
+    checkpoint: Checkpoint,
+    forget: Forget,
+    output: Output = None,
+    fast: Annotated[
+        bool,
+        typer.Option("--fast", help="Change the answers alone, without anchors: seconds."),
+    ] = False,
+    alpha: Annotated[
+        float | None,
+        typer.Option(min=0, help="Weight of forgetting.", show_default=_shown("alpha")),
+    ] = None,
+    beta: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="Weight of the Fisher-weighted distance.", show_default=_shown("beta")
+        ),
+    ] = None,
+    gamma: Annotated[
+        float | None,
+        typer.Option(min=0, help="Weight of the squared distance.", show_default=_shown("gamma")),
+    ] = None,
+    delta: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Weight of stable answers; 0 is the paper's objective, without anchors.",
+            show_default=_shown("delta"),
+        ),
+    ] = None,
+    epsilon: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Weight of stable answers and features on the anchors.",
+            show_default=_shown("epsilon"),
+        ),
+    ] = None,
+    zeta: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Weight against a line that tells forget features from the anchors'.",
+            show_default=_shown("zeta"),
+        ),
+    ] = None,
+    anchors: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=100_000,
+            help="How many inputs to make for the classes that stay.",
+            show_default=f"{DEEP.anchors}; --fast: none",
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Steps at most.",
+            show_default=f"{DEEP.schedule.steps}; --fast: {FAST.schedule.steps}",
+        ),
+    ] = None,
+    max_damage: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=100,
+            metavar="POINTS",
+            help="Exit with 5 where A_Dr is estimated to have lost more.",
+            show_default="no limit",
+        ),
+    ] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            metavar=LAYERS,
+            help="Which parameters train: the last stage, it and the head, the head, all, or a"
+            " pattern in their names.",
+            show_default=f"{DEEP.layers}; --fast: {FAST.layers}",
+        ),
+    ] = None,
+    fisher: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Fisher file of `pbu fisher`.", show_default="measured now"
+        ),
+    ] = None,
+    estimator: EstimatorFlag = "empirical",
+    draws: Draws = 1,
+    arch: Arch = None,
+    device: Device = "auto",
+    deterministic: Deterministic = False,
+    batch_size: BatchSize = 256,
+    label: LabelFlag = None,
+    mean: Mean = None,
+    std: Std = None,
+    size: Size = None,
+    channels: Channels = None,
+    skip_bad: SkipBad = False,
+    seed: Seed = 0,
+    force: Force = False,
+    record: Record = None,
+    record_key: RecordKey = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make the checkpoint forget the class and write the sanitized weights."""
+    from pbu_cli.commands import inputs_made, measure_fisher, sanitise, timed
+    from pbu_cli.files import check_output, claimed
+    from pbu_cli.fisher_file import read_fisher
+    from pbu_cli.recording import check_places, record_unlearning, summary
+
+    screen, log = opened(as_json, quiet)
+    wanted = wanted_of(
+        arch, label, mean, std, size, channels, device, batch_size, skip_bad, deterministic
+    )
+    preset = FAST if fast or delta == 0 else DEEP
+    asked = {"alpha": alpha, "beta": beta, "gamma": gamma, "delta": delta,
+             "epsilon": epsilon, "zeta": zeta}  # fmt: skip
+    weights = replace(preset.weights, **{k: v for k, v in asked.items() if v is not None})
+    schedule = replace(
+        preset.schedule,
+        steps=steps or preset.schedule.steps,
+        seed=seed,
+        batch_size=min(preset.schedule.batch_size, batch_size),
+    )
+    layers = layers or preset.layers
+    anchors = preset.anchors if anchors is None else anchors
+    if bool(anchors) != bool(weights.epsilon or weights.zeta):
+        raise InvalidUsage(
+            f"--anchors {anchors} with --epsilon {weights.epsilon:g} --zeta {weights.zeta:g}: needs"
+            " both or neither: give anchors and a weight, or --fast alone for neither"
+        )
+    place = output or beside(checkpoint, ".unlearned.safetensors")
+    inputs = (fisher,) if fisher else ()
+    if os.access(checkpoint, os.R_OK):  # else that is what to say
+        check_output(place, force=force, sources=inputs, suffix=SAFETENSORS)
+        check_places(record, record_key, force=force, taken=(checkpoint, *inputs))
+    lap = timed()
+    case = case_of(checkpoint, forget, wanted, layers, log, screen)
+    shapes = case.subject.checkpoint.shapes
+    count = sum(prod(shapes[name]) for name in case.trained)
+    log("trains", f"{count:,} parameters in {len(case.trained)} tensors", f"--layers {layers}")
+    tensors = case.subject.checkpoint.tensors.values()
+    needed = sum(tensor.nbytes for tensor in tensors)
+    check_output(place, force=force, sources=inputs, size=needed, suffix=SAFETENSORS)
+    diagonal: dict[str, Any] = {}
+    if fisher is not None:
+        diagonal, used = read_fisher(fisher, case, case.trained)
+        log("Fisher", used, str(fisher))
+    if dry_run:
+        finish_dry(screen, log, "unlearn", place)
+        return
+    loading = lap()
+    settings = {
+        "weights": vars(weights),
+        "schedule": vars(schedule),
+        "anchors": anchors,
+        "layers": layers,
+        "estimator": estimator,
+        "draws": draws,
+        "wanted": vars(wanted),
+    }
+    with claimed(place, force=force):
+        if fisher is None and weights.beta > 0:
+            with screen.progress("Fisher", len(case.images.pixels)) as bar:
+                diagonal = measure_fisher(
+                    case, estimator, draws=draws, seed=seed, done=lambda n: bar(n, "")
+                )
+        measuring = lap()
+        with (
+            screen.progress("anchors", inputs_made(case, anchors, schedule)) as making,
+            screen.progress("unlearning", schedule.steps) as bar,
+        ):
+            done = sanitise(
+                case,
+                diagonal,
+                place,
+                weights=weights,
+                schedule=schedule,
+                anchors=anchors,
+                making=lambda n: making(n, ""),
+                run=summary(case, settings),
+                seen=lambda p: bar(
+                    p.seen.step, f"recognised {p.seen.recognised:5.1f} %  drift {p.seen.drift:.3f}"
+                ),
+            )
+        unlearning = lap()
+        document = {
+            **heading("unlearn", log),
+            "output": str(place),
+            "settings": settings,
+            "images": len(case.images.pixels),
+            "skipped": len(case.images.bad),
+            "result": {**vars(done), "forgotten": done.forgotten, "damage": vars(done.damage)},
+            "seconds": {"load": loading, "fisher": measuring, "unlearn": unlearning},
+        }
+        if record is not None:
+            record_unlearning(
+                record, record_key, case, place, fisher=fisher, arch=arch, document=document
+            )
+    _show(screen, case, done, document["seconds"])
+    for written in (place, record, record_key):
+        if written is not None:
+            screen.line(f"wrote {written}")
+    conclude(screen, document, _fault(place, done, max_damage))
+
+
+def _show(screen: Screen, case: Case, done: Unlearned, seconds: Mapping[str, float]) -> None:
+    name = case.subject.class_name
+    classes = ", ".join(name(c) for c in sorted(set(case.image_labels.tolist())))
+    screen.table(
+        f"Forgot class {classes}, measured on the {len(case.images.pixels)} forget images and the"
+        " file as written",
+        ("", "before", "after"),
+        (
+            (
+                "A_Df, accuracy on the forget images (%)",
+                f"{done.a_df_before:.2f}",
+                f"{done.a_df:.2f}",
+            ),
+            ("drift of the other classes' answers (nats)", "0.000", f"{done.drift:.3f}"),
+            ("loss of A_Dr, estimated from such drifts (points)", "", str(done.damage)),
+            ("distance from theta* (relative)", "0.0000", f"{done.moved:.4f}"),
+        ),
+        f"stopped: {done.reason}",
+        "A_Dr itself is unknown without retained images: pbu evaluate --retain measures it",
+        f"loaded in {seconds['load']:.1f} s, Fisher {seconds['fisher']:.1f} s, unlearning and"
+        f" writing {seconds['unlearn']:.1f} s",
+    )
+
+
+def _fault(place: Path, done: Unlearned, max_damage: float | None) -> str:
+    """What the run was to reach and did not, in one line; empty where it did."""
+    if not done.forgotten:
+        return (
+            f"{place}: written, but {done.a_df:.2f} % of the forget images are still recognised"
+            f" (at most {FORGOTTEN} expected) after {done.steps} steps; {done.reason}"
+        )
+    if max_damage is not None and done.damage.estimate > max_damage:
+        return (
+            f"{place}: written, but A_Dr is estimated to have lost {done.damage} points (at most"
+            f" {max_damage:g} expected); {done.reason}: lower --alpha, or measure it with pbu"
+            " evaluate --retain"
+        )
+    return ""

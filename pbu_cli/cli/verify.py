@@ -1,0 +1,57 @@
+"""`pbu verify`: what holds of a run record."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pbu_cli.cli.session import conclude, heading, opened
+from pbu_cli.options import IMAGES, Json, Quiet
+
+
+def verify(
+    record: Annotated[
+        Path, typer.Argument(metavar="RECORD", help="A file that --record has written.")
+    ],
+    record_key: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The key that unlearn --record-key has written.",
+            rich_help_panel=IMAGES,
+        ),
+    ] = None,
+    forget: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="DIR",
+            help="The forget images, to check their digest with the key.",
+            rich_help_panel=IMAGES,
+        ),
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compute every digest of a run record again and say what holds; 5 where something does not."""
+    from pbu_cli.recording import read_key
+    from pbu_cli.verification import verify as check
+
+    screen, log = opened(as_json, quiet)
+    findings = check(record, None if record_key is None else read_key(record_key), forget or ())
+    words = {True: "yes", False: "NO", None: "unknown"}
+    screen.table(
+        f"What holds of {record}",
+        ("", "holds"),
+        [(f"{f.what}: {f.detail}", words[f.holds]) for f in findings],
+        "A record shows what was run; it is no proof of deletion, and unsigned no proof of origin.",
+    )
+    failed = [f"{f.what}: {f.detail}" for f in findings if f.holds is False]
+    conclude(
+        screen,
+        {**heading("verify", log), "findings": [vars(f) for f in findings], "holds": not failed},
+        f"{record}: {len(failed)} of {len(findings)} do not hold: {'; '.join(failed)}"
+        if failed
+        else "",
+    )
