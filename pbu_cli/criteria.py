@@ -11,7 +11,10 @@ from typing import Literal
 from pbu_cli.errors import InvalidUsage, printable
 from pbu_cli.measures import MEASURES
 
-NEEDS = {"A_Df": "", "A_Dr": "--retain"} | {key: one.needs for key, one in MEASURES.items()}
+DAMAGE = "damage"  # has no counterpart in a retrained network
+NEEDS = {"A_Df": "", "A_Dr": "--retain", DAMAGE: "--original"} | {
+    key: one.needs for key, one in MEASURES.items()
+}
 
 Relation = Literal["<=", ">=", "~"]
 
@@ -50,11 +53,13 @@ def parse(text: str) -> Criterion:
     relation: Relation | None = None
     if found is not None and found[1] in NEEDS:
         relation = "<=" if found[2] == "<=" else ">=" if found[2] == ">=" else "~"
-    if found is None or relation is None or (relation == "~" and found[3].startswith("-")):
+        if relation == "~" and (found[1] == DAMAGE or found[3].startswith("-")):
+            relation = None
+    if found is None or relation is None:
         raise InvalidUsage(
             f"--require {printable(text)}: expected A_Df<=X or A_Dr>=X with X in percent, or"
-            " MEASURE<=X, MEASURE>=X, or MEASURE~X (within X of --retrained), with a measure of"
-            f" {', '.join(NEEDS)}"
+            " damage<=X in points, or MEASURE<=X, MEASURE>=X, or MEASURE~X (within X of"
+            f" --retrained), with a measure of {', '.join(NEEDS)}"
         )
     return Criterion(found[1], relation, float(found[3]))
 

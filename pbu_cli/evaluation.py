@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from pbu_cli import metrics
 from pbu_cli.activations import read_head
 from pbu_cli.case import Case, Note, Subject, Wanted, assemble, left_out, load_subject, tried
+from pbu_cli.damage import Damage, estimated
 from pbu_cli.errors import CheckpointError, ImageError, printable
 from pbu_cli.evidence import label_from_name
 from pbu_cli.folders import Group, list_groups, split_by_subfolder
 from pbu_cli.images import Images, decode
 from pbu_cli.logits import logits, prepared
+from pbu_cli.objective import restricted_log_softmax, stability
 from pbu_cli.stages import head_module
 
 HEAD_MASK, ROW_SHIFT = "original, head mask", "original, row shift"  # the controls
@@ -47,12 +49,14 @@ class Evaluation:
     """Scores of the checkpoint, and of what it is compared with, on the same images.
 
     images, skipped: how many of the forget and of the retained images were used, and how many left
-    out as unreadable, under `forget` and `retain`.
+    out as unreadable, under `forget` and `retain`. damage: what the checkpoint has lost of A_Dr,
+    estimated from the forget images alone; None without an original to have drifted from.
     """
 
     scores: tuple[Scores, ...]
     images: dict[str, int]
     skipped: dict[str, int]
+    damage: Damage | None
     subject: Subject
     warnings: tuple[str, ...]
 
@@ -221,9 +225,19 @@ def scored(comparison: Comparison) -> Evaluation:
         ),
         {which: 0 if some is None else len(some.pixels) for which, some in used.items()},
         {which: 0 if some is None else len(some.bad) for which, some in used.items()},
+        _damage(comparison),
         case.subject,
         case.warnings + (() if retained is None else tuple(left_out("retained", retained))),
     )
+
+
+def _damage(comparison: Comparison) -> Damage | None:
+    if "original" not in comparison.answers:
+        return None
+    before, after = (comparison.answers[name].forget for name in ("original", "checkpoint"))
+    gone = comparison.case.forgotten.to(before.device)
+    drift = stability(after.to(before), restricted_log_softmax(before, gone), gone)
+    return estimated(drift.item())
 
 
 def _unheard(what: str, value: str, source: str) -> None:

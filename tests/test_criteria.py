@@ -6,12 +6,16 @@ from pbu_cli.criteria import parse, unmet
 from pbu_cli.errors import InvalidUsage
 
 
-@pytest.mark.parametrize("text", ["A_Df<=1", " A_Dr >= 99.1", "probe~2", "log_p_retain>=-14"])
+@pytest.mark.parametrize(
+    "text", ["A_Df<=1", " A_Dr >= 99.1", "probe~2", "log_p_retain>=-14", "damage<=2"]
+)
 def test_criteria_read_as_written(text):
     assert str(parse(text)) == text.replace(" ", "")
 
 
-@pytest.mark.parametrize("text", ["A_Dx<=1", "A_Df<1", "probe~-2", "probe", "js<=", "js<=1e9", ""])
+@pytest.mark.parametrize(
+    "text", ["A_Dx<=1", "A_Df<1", "probe~-2", "probe", "js<=", "js<=1e9", "damage~1", ""]
+)
 def test_what_makes_no_sense_is_a_usage_error(text):
     with pytest.raises(InvalidUsage, match="--require"):
         parse(text)

@@ -9,8 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pbu_cli.case import Wanted, load_subject
+from pbu_cli.damage import estimated
+from pbu_cli.demo import PREPROCESSING
 from pbu_cli.description import metadata_with
 from pbu_cli.evaluation import Answers, head_masked, score
+from pbu_cli.folders import list_groups
+from pbu_cli.images import decode
+from pbu_cli.logits import logits
 
 
 def test_scores_are_counts_over_the_images():
@@ -30,6 +36,40 @@ def test_without_retained_images_their_accuracy_is_unknown():
     found = score("x", Answers(torch.eye(3)), torch.tensor([0, 1, 2]), None)
     assert found.a_dr is None
     assert found.a_dr_interval is None
+
+
+def test_what_a_network_has_lost_is_estimated_from_its_drift(pbu, digits, tmp_path):
+    """By the definition: KL of the answers among nine classes, image by image."""
+    moved = load_file(digits.checkpoint)
+    moved["fc.bias"] += torch.linspace(-2, 2, 10)
+    worse = tmp_path / "worse.safetensors"
+    save_file(moved, worse)
+    given = ("--forget", digits.test / "8", "--original", digits.checkpoint, "--json")
+    done = pbu("evaluate", worse, *given, "--require", "damage<=1")
+    assert done.code == 5
+    assert "required damage<=1" in done.err
+    shown = " ".join(pbu("evaluate", worse, *given[:-1]).out.split())
+    assert "loss of A_Dr, estimated from the forget images alone: 2.2 [" in shown
+
+    case = load_subject(digits.checkpoint, Wanted(), lambda *a: None)
+    images = decode(list_groups([str(digits.test / "8")]), channels=1, size=(8, 8)).pixels
+    z = logits(case.network.module, images, PREPROCESSING, 256).double()
+    kept, drifts = [k for k in range(10) if k != 8], []
+    for row in z:
+        p = row[kept].softmax(0)
+        q = (row + torch.linspace(-2, 2, 10).double())[kept].softmax(0)
+        drifts.append((p * (p / q).log()).sum().item())
+    expected = estimated(sum(drifts) / len(drifts))
+    found = json.loads(done.out)["damage"]
+    assert found["estimate"] == pytest.approx(expected.estimate, rel=1e-3)
+    assert found["high"] == pytest.approx(expected.high, rel=1e-3)
+
+    unmoved = json.loads(pbu("evaluate", digits.checkpoint, *given).out)
+    assert unmoved["damage"]["estimate"] == 0
+    alone = pbu("evaluate", worse, *given[:2], "--json", "--require", "damage<=1")
+    assert alone.code == 5
+    assert "damage is unknown without --original" in alone.err
+    assert json.loads(alone.out)["damage"] is None
 
 
 def test_a_list_of_paths_and_labels_is_the_same_as_the_folders(pbu, digits, tmp_path):

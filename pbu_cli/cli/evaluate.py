@@ -109,7 +109,7 @@ def evaluate(
 ) -> None:
     """Measure what is forgotten and what is kept, beside the original and a free control."""
     from pbu_cli.console import percent
-    from pbu_cli.criteria import parse, unmet
+    from pbu_cli.criteria import DAMAGE, parse, unmet
     from pbu_cli.recording import check_appendable, record_evaluation
 
     screen, log = opened(as_json, quiet)
@@ -138,6 +138,7 @@ def evaluate(
         inside=audit,
     )
     result = scored(comparison)
+    lost = result.damage
     log.warn(result.warnings)
     rows = [
         (s.name, percent(s.a_df), _range(s.a_df_interval), percent(s.a_dr), _range(s.a_dr_interval))
@@ -150,6 +151,11 @@ def evaluate(
         ("", "A_Df", "95 %", "A_Dr", "95 %"),
         rows,
         *(CONTROL if original is not None else ()),
+        *(
+            ()
+            if lost is None
+            else (f"loss of A_Dr, estimated from the forget images alone: {lost} points",)
+        ),
     )
     classes = sorted({c for s in result.scores for c in s.per_class})
     screen.table(
@@ -172,12 +178,14 @@ def evaluate(
     found = {s.name: {"A_Df": s.a_df, "A_Dr": s.a_dr} for s in result.scores}
     for one in audited:
         found[one.name] |= {key: estimate.value for key, estimate in one.measures.items()}
+    found["checkpoint"][DAMAGE] = None if lost is None else lost.estimate
     failed = unmet(criteria, found["checkpoint"], found.get("retrained"))
     document = {
         **heading("evaluate", log),
         "images": result.images,
         "skipped": result.skipped,
         "scores": [vars(s) for s in result.scores],
+        "damage": None if lost is None else vars(lost),
         **_audit_document(audited, seed),
     }
     if record is not None:
