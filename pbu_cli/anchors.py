@@ -23,6 +23,7 @@ Index letters: n inputs, k channels, c classes, d features.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -31,7 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pbu_cli.activations import listening, read_head
-from pbu_cli.objective import discriminant, restricted_log_softmax, stability
+from pbu_cli.objective import discriminant, log_odds, restricted_log_softmax, stability
 from pbu_cli.settings import Schedule, Weights
 from pbu_cli.trunk import only_trained
 
@@ -175,7 +176,8 @@ class Company:
 
         epsilon * (KL(softmax z* || softmax z) on the anchors, among the classes that stay
                    + 1/5 |h - h*|^2 / trace of the covariance of h*)
-        + zeta * (relu(log(D / D_0)) + 1/20 relu(E / E_0 - 1))
+        + zeta * (relu(log(D / D_0)) + 1/20 relu(E / E_0 - 1)
+                  + 1/2 relu(mean o - logit(schedule.elsewhere)))
 
     with h the input of the head and D the squared Mahalanobis distance of the forget images and
     the anchors in it, by which a linear probe would tell them apart (`objective.discriminant`, of
@@ -185,6 +187,10 @@ class Company:
     E is the mean squared distance of forget images from the mean anchor, E_0 that at theta*. What
     no image has used can be changed without moving an anchor, and in a DenseNet BatchNorm
     multiplies that: without this, forget images ended up a hundred times further out than any.
+
+    o is the log odds of the class on the anchors. Training without a class takes its odds from
+    all images, its own as well as the others'; where only its own lost them, as in a ConvNeXt,
+    the two ended up alike, and the network with them unlike any that never saw the class.
     """
 
     def __init__(
@@ -201,6 +207,7 @@ class Company:
         self._middle = anchors.features.mean(dim=0)
         self._reach = (anchors.opposite - self._middle).square().sum(dim=1).mean()
         self._apart = schedule.apart * discriminant(anchors.opposite, anchors.features)[1]
+        self._scarce = math.log(schedule.elsewhere / (1 - schedule.elsewhere))
         self._reference = restricted_log_softmax(anchors.answers, forgotten)
         self._spread = anchors.features.var(dim=0).sum()
         self._draw = torch.Generator().manual_seed(schedule.seed)
@@ -231,8 +238,9 @@ class Company:
         drift = stability(answers[count:], self._reference[index], self._forgotten)
         moved = (theirs - anchors.features[index]).square().sum(dim=1).mean() / self._spread
         loss = self._weights.epsilon * (drift + moved / 5)
-        loss = loss + self._weights.zeta * (self._pull(ours, theirs) + self._outside(ours) / 20)
-        return answers[:count], loss, drift
+        apart = self._pull(ours, theirs) + self._outside(ours) / 20
+        apart = apart + self._elsewhere(answers[count:]) / 2
+        return answers[:count], loss + self._weights.zeta * apart, drift
 
     def _pull(self, ours: Tensor, theirs: Tensor) -> Tensor:
         self._recent = [*self._recent, (ours.detach(), theirs.detach())][-RECENT:]
@@ -247,3 +255,6 @@ class Company:
 
     def _outside(self, ours: Tensor) -> Tensor:
         return F.relu((ours - self._middle).square().sum(dim=1).mean() / self._reach - 1)
+
+    def _elsewhere(self, answers: Tensor) -> Tensor:
+        return F.relu(log_odds(answers, self._forgotten).mean() - self._scarce)

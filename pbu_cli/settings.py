@@ -59,6 +59,7 @@ class Schedule:
     inversion: int = 30  # steps in which an anchor is made
     imagined: float = 0.2  # inputs of the class made from anchors, for each forget image
     apart: float = 0.2  # share that may stay of the distance of forget images from the anchors
+    elsewhere: float = 1e-6  # the probability of the class that the anchors may have
 
 
 @dataclass(frozen=True)
