@@ -13,8 +13,9 @@ import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -162,6 +163,14 @@ def _faults(expected: Shapes, found: Shapes) -> list[str]:
     ]
 
 
+class _SourceAlone(SourceFileLoader):
+    """Runs what the file says: bytecode beside it is neither read, since anyone may have put it
+    there, nor written, since the folder is the user's."""
+
+    def path_stats(self, path: str | bytes) -> NoReturn:
+        raise OSError  # of a source whose age is unknown, importlib keeps no bytecode
+
+
 def _imported(arch: str) -> Callable[..., Any]:
     place, _, function = arch.rpartition(":")
     shown = printable(arch)
@@ -170,13 +179,14 @@ def _imported(arch: str) -> Callable[..., Any]:
             path = Path(place)
             if not path.is_file():
                 raise InvalidUsage(f"--arch {shown}: no file {printable(place)}")
-            spec = importlib.util.spec_from_file_location(f"pbu_arch_{path.stem}", path)
+            name = f"pbu_arch_{path.stem}"
+            loader = _SourceAlone(name, place)
+            spec = importlib.util.spec_from_file_location(name, place, loader=loader)
             assert spec is not None
-            assert spec.loader is not None
             source = importlib.util.module_from_spec(spec)
-            sys.modules[spec.name] = source  # dataclasses and pickling look their module up there
+            sys.modules[name] = source  # dataclasses and pickling look their module up there
             with redirect_stdout(sys.stderr):
-                spec.loader.exec_module(source)
+                loader.exec_module(source)
         elif re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", place):
             source = importlib.import_module(place)
         else:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import py_compile
 import sys
 from pathlib import Path
 
@@ -12,7 +15,7 @@ from torchvision.models import resnet18, squeezenet1_1
 from pbu_cli.checkpoint import Checkpoint, read
 from pbu_cli.description import Description
 from pbu_cli.errors import CheckpointError, ImageError, InvalidUsage
-from pbu_cli.network import Network, load_network, try_out
+from pbu_cli.network import Network, load_network, own_module, try_out
 from tests.cifar_resnet import resnet20
 
 HERE = Path(__file__).parent
@@ -99,6 +102,21 @@ def test_code_that_does_not_serve_is_one_line(tmp_path, small, source, name, mat
     with pytest.raises(InvalidUsage, match=match) as caught:
         load_network(checkpoint(small), f"{tmp_path / 'own.py'}:{name}", Description())
     assert "\n" not in str(caught.value)
+
+
+def test_what_is_run_is_the_file_and_no_bytecode_beside_it(tmp_path, monkeypatch):
+    """A .pyc that claims to be of the file is not what the user has read and named."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    file = tmp_path / "own.py"
+    file.write_text("from torch.nn import Linear\ndef net(): return Linear(2, 3)\n")
+    assert own_module(f"{file}:net").out_features == 3
+    assert list(tmp_path.iterdir()) == [file]
+
+    other = tmp_path / "other.py"
+    other.write_text(file.read_text().replace("3", "9"))
+    os.utime(other, ns=(file.stat().st_mtime_ns,) * 2)
+    py_compile.compile(str(other), importlib.util.cache_from_source(str(file)))
+    assert own_module(f"{file}:net").out_features == 3
 
 
 @pytest.mark.parametrize("arch", ["no.py:f", "no.such.module:f", "../x:f", ":f", "a b:f"])
