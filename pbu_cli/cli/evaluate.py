@@ -46,6 +46,7 @@ CONTROL = (
     "head mask: the original with the forgotten logit at minus infinity. It forgets nothing and",
     "still gets A_Df = 0: what accuracy says has to be read against it.",
 )
+LOSS = "loss of A_Dr, estimated from the forget images alone"
 
 
 def evaluate(
@@ -150,12 +151,7 @@ def evaluate(
         f"Accuracy on {used['forget']:,} forget and {retained} images (%)",
         ("", "A_Df", "95 %", "A_Dr", "95 %"),
         rows,
-        *(CONTROL if original is not None else ()),
-        *(
-            ()
-            if lost is None
-            else (f"loss of A_Dr, estimated from the forget images alone: {lost} points",)
-        ),
+        *(() if lost is None else (*CONTROL, f"{LOSS}: {lost} points")),
     )
     classes = sorted({c for s in result.scores for c in s.per_class})
     screen.table(
