@@ -3,9 +3,11 @@
     python -m tests.results                      # all rows, some 15 minutes on two cores
     python -m tests.results mnist --classes 8    # one of them
     python -m tests.results resnet20 --images 10 --seeds 3
+    python -m tests.results original --classes 8 --flags --alpha 10 --max-damage 2
 
 Checkpoints and images come from ../shared. Forget images are of the training split, all or
-`--images` of them drawn by `--seeds`; the figures are of the test split.
+`--images` of them drawn by `--seeds`; the figures are of the test split. A line of JSON a run, and
+in the end a table of means over the seeds, with the worst class of each case.
 """
 
 from __future__ import annotations
@@ -15,8 +17,10 @@ import contextlib
 import io
 import json
 import random
+import statistics
 import tempfile
 import time
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +34,18 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship",
                  "truck")  # fmt: skip
+CIFAR = ["--mean", "0.4914,0.4822,0.4465", "--std", "0.2470,0.2435,0.2616"]
 IMAGENET = ["--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225"]
 ARCH = str(ROOT / "tests" / "cifar_resnet.py")
 # name -> (data, checkpoint, flags, classes)
 CASES: dict[str, tuple[str, str, list[str], list[int]]] = {
     "mnist": ("mnist", "mnist_resnet34_fp16", [], [8, 2, 6, 4, 9]),
+    "original": (
+        "cifar10",
+        "cifar10_resnet20_original",
+        ["--arch", f"{ARCH}:resnet20", *CIFAR],
+        [0, 3, 8],
+    ),
     **{
         name: ("cifar10", f"cifar10_{name}", ["--arch", f"{ARCH}:{name}", *IMAGENET], [0, 3, 8])
         for name in ("resnet20", "resnet32")
@@ -42,14 +53,14 @@ CASES: dict[str, tuple[str, str, list[str], list[int]]] = {
 }
 
 
-def pbu(*arguments: str) -> dict[str, Any]:
-    """The JSON document of one command line."""
+def pbu(*arguments: str) -> tuple[int, dict[str, Any]]:
+    """The exit code and the JSON document of one command line."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         code = run([*arguments, "--json", "--quiet"])
-    if code not in (0, 5):  # 5: measured and written, but not forgotten
+    if code not in (0, 5):  # 5: measured and written, but not forgotten, or at too high a cost
         raise SystemExit(f"pbu {' '.join(arguments)}: exit code {code}")
-    return dict(json.loads(out.getvalue()))
+    return code, json.loads(out.getvalue())
 
 
 def some_images(folder: Path, count: int, seed: int, place: Path) -> Path:
@@ -74,13 +85,13 @@ def row(
         forget = some_images(forget, images, seed, place / case)
     output = str(place / f"{case}-{forgotten}-{seed}.safetensors")
     start = time.perf_counter()
-    done = pbu("unlearn", checkpoint, "--forget", str(forget), "-o", output, "--force",
-               "--seed", str(seed), *own, *flags)  # fmt: skip
+    code, done = pbu("unlearn", checkpoint, "--forget", str(forget), "-o", output, "--force",
+                     "--seed", str(seed), *own, *flags)  # fmt: skip
     seconds = time.perf_counter() - start
     test = data / archive / "test"
-    scores = pbu("evaluate", output, "--original", checkpoint, "--forget", str(test / folder),
-                 "--retain", str(test), *own)["scores"]  # fmt: skip
-    by_name = {score["name"]: score for score in scores}
+    _, found = pbu("evaluate", output, "--original", checkpoint, "--forget", str(test / folder),
+                   "--retain", str(test), *own)  # fmt: skip
+    by_name = {score["name"]: score for score in found["scores"]}
     return {
         "case": case,
         "class": forgotten,
@@ -89,9 +100,36 @@ def row(
         "original": [by_name["original"][key] for key in ("a_df", "a_dr")],
         "mask": by_name["original, head mask"]["a_dr"],
         "result": [by_name["checkpoint"][key] for key in ("a_df", "a_dr")],
+        "damage": done["result"]["damage"],
+        "exit": code,
         "stopped": done["result"]["reason"],
         "seconds": seconds,
     }
+
+
+def table(rows: list[dict[str, Any]]) -> Table:
+    """Means over the seeds, with the standard deviation of A_Dr; in rows of one class each."""
+    shown = Table("case", "class", "images", "seeds", "A_Df before", "after, most", "A_Dr before",
+                  "after", "head mask", "estimated loss, most", "exit", "seconds")  # fmt: skip
+    worst: dict[str, tuple[float, int]] = {}
+    for (case, forgotten), each in groupby(rows, key=lambda row: (row["case"], row["class"])):
+        group = list(each)
+        (df0, dr0), after = group[0]["original"], [row["result"][1] for row in group]
+        mean = statistics.fmean(after)
+        spread = f" ± {statistics.stdev(after):.2f}" if len(after) > 1 else ""
+        worst[case] = min(worst.get(case, (1e9, 0)), (mean - dr0, forgotten))
+        shown.add_row(
+            case, str(forgotten), str(group[0]["images"]), str(len(group)), f"{df0:.2f}",
+            f"{max(row['result'][0] for row in group):.2f}", f"{dr0:.2f}", f"{mean:.2f}{spread}",
+            f"{group[0]['mask']:.2f}", f"{max(row['damage']['high'] for row in group):.1f}",
+            " ".join(sorted({str(row["exit"]) for row in group})),
+            f"{statistics.median(row['seconds'] for row in group):.1f}",
+        )  # fmt: skip
+    shown.caption = "; ".join(
+        f"{case}: worst class {forgotten}, {change:+.2f}"
+        for case, (change, forgotten) in worst.items()
+    )
+    return shown
 
 
 def main() -> None:
@@ -102,8 +140,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--flags", nargs=argparse.REMAINDER, default=[], help="for pbu unlearn")
     given = parser.parse_args()
-    table = Table("case", "class", "images", "seed", "A_Df before", "after", "A_Dr before", "after",
-                  "head mask", "seconds", "stopped")  # fmt: skip
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch)
         for case in given.cases or CASES:
@@ -115,12 +152,8 @@ def main() -> None:
                 for seed in range(given.seeds):
                     found = row(case, forgotten, data, place, given.images, seed, given.flags)
                     print(json.dumps(found), flush=True)
-                    (df, dr), (df0, dr0) = found["result"], found["original"]
-                    table.add_row(case, str(forgotten), str(found["images"]), str(seed),
-                                  f"{df0:.2f}", f"{df:.2f}", f"{dr0:.2f}", f"{dr:.2f}",
-                                  f"{found['mask']:.2f}", f"{found['seconds']:.1f}",
-                                  found["stopped"])  # fmt: skip
-    Console(width=140).print(table)
+                    rows.append(found)
+    Console(width=140).print(table(rows))
 
 
 if __name__ == "__main__":
