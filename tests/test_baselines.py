@@ -18,10 +18,10 @@ from torch import nn
 from pbu_cli.baselines import NAMES, bad_teaching, fast_effective, find, gradient_ascent, pbu_paper
 from pbu_cli.baselines.task import Result, Task
 from pbu_cli.errors import PbuError
-from pbu_cli.feed import Feed
 from pbu_cli.logits import logits
-from pbu_cli.recipe import Recipe, train
 from pbu_cli.settings import Preprocessing
+from pbu_cli.training.feed import Feed
+from pbu_cli.training.recipe import Recipe, train
 
 UNIT = Preprocessing((6, 6), (0.5,), (0.25,))
 CLASSES, FORGOTTEN = 4, 2
@@ -98,7 +98,7 @@ def test_every_method_states_its_source_and_what_it_reads_here_and_in_the_readme
 @pytest.mark.parametrize("name", NAMES)
 def test_what_a_method_says_it_does_not_read_it_can_do_without(task, name, tmp_path):
     if name == "pbu":
-        pytest.skip("works on files; see test_benchmark")
+        pytest.skip("works on files; see test_grid")
     method = find(name)
     nothing = task.forget.chosen(torch.zeros(0, dtype=torch.long))
     only = replace(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pbu_cli.candidate import choose
 from pbu_cli.errors import InvalidUsage
 from pbu_cli.model import build, load
+from pbu_cli.training.candidate import choose
 
 
 def test_the_same_seed_is_the_same_network_and_leaves_the_random_state_alone():

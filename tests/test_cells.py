@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pbu_cli.cells import Cell, Outcome, read, write
+from pbu_cli.benchmark.cells import Cell, Outcome, read, write
 from pbu_cli.errors import PbuError
 
 CELL = Cell(

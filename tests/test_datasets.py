@@ -12,8 +12,8 @@ import torch
 import torchvision.datasets
 from PIL import Image
 
-from pbu_cli.datasets import load, resized
 from pbu_cli.errors import ImageError
+from pbu_cli.training.datasets import load, resized
 
 
 def folders(root: Path, *, grey: bool = True, classes: tuple[str, ...] = ("0", "1")) -> Path:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from pbu_cli.feed import Feed
 from pbu_cli.settings import Preprocessing
+from pbu_cli.training.feed import Feed
 
 UNIT = Preprocessing((1, 1), (0.0,), (1.0,))
 

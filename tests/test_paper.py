@@ -7,8 +7,8 @@ import csv
 import pytest
 
 from pbu_cli.baselines import NAMES
-from pbu_cli.benchmark import ORIGINAL
-from pbu_cli.paper import Figures, figures
+from pbu_cli.benchmark.grid import ORIGINAL
+from pbu_cli.benchmark.paper import Figures, figures
 from tests.conftest import SHARED
 
 DATASETS = {"MNIST": "mnist", "CIFAR-100": "cifar100", "FOOD-101": "food101"}

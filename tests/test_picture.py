@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from xml.etree import ElementTree
 
-from pbu_cli.picture import Mark, Scale, draw
+from pbu_cli.benchmark.picture import Mark, Scale, draw
 
 MARKS = [Mark("pbu", 0.0, 99.3, 21.0), Mark("<retrain>", 0.0, 99.4, 900.0), Mark("x", 90, 40, 0)]
 

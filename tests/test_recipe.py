@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from pbu_cli.feed import Feed
-from pbu_cli.recipe import Recipe, recipe_for, train, vary
 from pbu_cli.settings import Preprocessing
+from pbu_cli.training.feed import Feed
+from pbu_cli.training.recipe import Recipe, recipe_for, train, vary
 
 UNIT = Preprocessing((2, 2), (0.5,), (0.5,))
 

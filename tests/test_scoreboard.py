@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pbu_cli.cells import Cell, Outcome
-from pbu_cli.scoreboard import marks, summarise, table
+from pbu_cli.benchmark.cells import Cell, Outcome
+from pbu_cli.benchmark.scoreboard import marks, summarise, table
 
 
 def cell(seed: int, a_dr: float, label: int = 8, **more: float) -> Cell:

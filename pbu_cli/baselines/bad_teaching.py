@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pbu_cli.baselines.task import Method, Result, Task
-from pbu_cli.feed import Feed
+from pbu_cli.training.feed import Feed
 
 
 @dataclass(frozen=True)

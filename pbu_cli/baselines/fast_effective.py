@@ -27,8 +27,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pbu_cli.baselines.task import Method, Result, Task
-from pbu_cli.feed import Feed
-from pbu_cli.recipe import descend
+from pbu_cli.training.feed import Feed
+from pbu_cli.training.recipe import descend
 
 
 @dataclass(frozen=True)

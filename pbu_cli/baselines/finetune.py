@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from pbu_cli.baselines.task import Method, Result, Task
-from pbu_cli.recipe import descend, shuffled_epochs
+from pbu_cli.training.recipe import descend, shuffled_epochs
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from pbu_cli.baselines.task import Method, Result, Task
 from pbu_cli.case import Wanted, assemble, load_subject
 from pbu_cli.checkpoint import write
 from pbu_cli.commands import measure_fisher, sanitise
-from pbu_cli.feed import Feed
 from pbu_cli.settings import DEEP
+from pbu_cli.training.feed import Feed
 
 
 def unlearn(task: Task) -> Iterator[Result]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pbu_cli.baselines.task import Method, Result, Task
-from pbu_cli.recipe import train
+from pbu_cli.training.recipe import train
 
 
 def unlearn(task: Task) -> Iterator[Result]:

@@ -9,8 +9,8 @@ from typing import Any, Literal, NamedTuple
 
 from torch import nn
 
-from pbu_cli.feed import Feed
-from pbu_cli.recipe import Recipe
+from pbu_cli.training.feed import Feed
+from pbu_cli.training.recipe import Recipe
 
 Reads = Literal["nothing", "forget", "retained", "both"]
 

@@ -17,8 +17,8 @@ from pbu_cli.options import IMAGES, NETWORK, OUTPUT, Device, Json, Quiet, pixels
 from pbu_cli.settings import SCHEMA
 
 if TYPE_CHECKING:
-    from pbu_cli.benchmark import Plan
-    from pbu_cli.cells import Cell
+    from pbu_cli.benchmark.cells import Cell
+    from pbu_cli.benchmark.grid import Plan
     from pbu_cli.console import Screen
 
 CAPTIONS = (
@@ -114,16 +114,16 @@ def benchmark(
     if plot is not None and plot.suffix != ".svg":
         raise InvalidUsage(f"--plot {printable(plot)}: expected a name that ends in .svg")
     pixels = pixels_of(size)
-    from pbu_cli.benchmark import Plan
-    from pbu_cli.candidate import choose
+    from pbu_cli.benchmark.grid import Plan
+    from pbu_cli.benchmark.picture import draw
+    from pbu_cli.benchmark.scoreboard import document, marks, summarise, table
     from pbu_cli.case import choose_device
     from pbu_cli.console import Screen
-    from pbu_cli.datasets import load, resized
     from pbu_cli.evidence import parse_label
     from pbu_cli.files import write_text
-    from pbu_cli.picture import draw
-    from pbu_cli.recipe import recipe_for
-    from pbu_cli.scoreboard import document, marks, summarise, table
+    from pbu_cli.training.candidate import choose
+    from pbu_cli.training.datasets import load, resized
+    from pbu_cli.training.recipe import recipe_for
 
     screen = Screen(as_json=as_json, quiet=quiet)
     torch_device = choose_device(device)
@@ -188,7 +188,7 @@ def benchmark(
 
 def _worked(screen: Screen, plan: Plan) -> Iterator[Cell]:
     """The cells as they come; a bar over the whole grid, and a line for each that was computed."""
-    from pbu_cli.benchmark import run
+    from pbu_cli.benchmark.grid import run
 
     grid = plan.grid()
     costs = [plan.passes(*place) for place in grid]

@@ -22,13 +22,13 @@ import torch
 
 from pbu_cli.baselines import bad_teaching, fast_effective, finetune, gradient_ascent
 from pbu_cli.baselines.task import Result, Task
-from pbu_cli.benchmark import measures
-from pbu_cli.candidate import choose
+from pbu_cli.benchmark.grid import measures
 from pbu_cli.checkpoint import read
-from pbu_cli.datasets import Dataset, Split, load
-from pbu_cli.feed import Feed
 from pbu_cli.model import load as load_weights
-from pbu_cli.recipe import recipe_for
+from pbu_cli.training.candidate import choose
+from pbu_cli.training.datasets import Dataset, Split, load
+from pbu_cli.training.feed import Feed
+from pbu_cli.training.recipe import recipe_for
 
 HELD_OUT = 10  # one image in so many
 CANDIDATES: dict[str, tuple[Any, list[dict[str, float]]]] = {

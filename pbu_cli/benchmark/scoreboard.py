@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pbu_cli.cells import Cell, Outcome
+from pbu_cli.benchmark.cells import Cell, Outcome
+from pbu_cli.benchmark.paper import Figures, figures
+from pbu_cli.benchmark.picture import Mark
 from pbu_cli.measures import MEASURES
-from pbu_cli.paper import Figures, figures
-from pbu_cli.picture import Mark
 
 ALWAYS = ("a_df", "a_dr")
 

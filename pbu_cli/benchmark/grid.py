@@ -17,20 +17,21 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pbu_cli import cells, checkpoint, metrics
+from pbu_cli import checkpoint, metrics
 from pbu_cli.baselines import find
 from pbu_cli.baselines.task import Extent, Method, Task
-from pbu_cli.candidate import Candidate
-from pbu_cli.cells import Cell, Outcome
-from pbu_cli.datasets import Dataset
+from pbu_cli.benchmark import cells
+from pbu_cli.benchmark.cells import Cell, Outcome
 from pbu_cli.errors import PbuError, printable
-from pbu_cli.feed import Feed
 from pbu_cli.files import claimed
 from pbu_cli.logits import logits
 from pbu_cli.model import load
 from pbu_cli.objective import log_odds
-from pbu_cli.recipe import Recipe, train
 from pbu_cli.roc import auc
+from pbu_cli.training.candidate import Candidate
+from pbu_cli.training.datasets import Dataset
+from pbu_cli.training.feed import Feed
+from pbu_cli.training.recipe import Recipe, train
 
 ORIGINAL = "original"  # the row that the others start from
 

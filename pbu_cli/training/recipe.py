@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pbu_cli.feed import Feed
+from pbu_cli.training.feed import Feed
 
 # Families that plain SGD trains badly: AdamW with the rate and decay of their own papers.
 ADAPTIVE = ("convnext", "vit", "swin", "maxvit")

@@ -40,7 +40,7 @@ def figures(dataset: str, model: str, label: int, method: str) -> Figures | None
 
 @cache
 def _table() -> dict[tuple[str, str, int, str], Figures]:
-    text = resources.files("pbu_cli").joinpath("paper_table.csv").read_text("utf-8")
+    text = resources.files("pbu_cli.benchmark").joinpath("paper_table.csv").read_text("utf-8")
     return {
         (_plain(row["dataset"]), _plain(row["model"]), int(row["class"]), row["method"]): Figures(
             (float(row["A_Df_mean"]), float(row["A_Df_std"])),

@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 import torch
 
-from pbu_cli import benchmark, cells
 from pbu_cli.baselines import NAMES, find
 from pbu_cli.baselines.task import Method, Result
-from pbu_cli.benchmark import Plan
-from pbu_cli.candidate import choose
-from pbu_cli.datasets import Dataset, load
+from pbu_cli.benchmark import cells, grid
+from pbu_cli.benchmark.grid import Plan
 from pbu_cli.demo import DemoFiles, write_digits
-from pbu_cli.recipe import Recipe
+from pbu_cli.training.candidate import choose
+from pbu_cli.training.datasets import Dataset, load
+from pbu_cli.training.recipe import Recipe
 
 NET = """
 from torch import nn
@@ -115,14 +115,14 @@ def test_a_run_that_was_killed_goes_on_and_ends_as_an_unbroken_one(digits, net, 
 
 
 def test_originals_are_trained_once_and_come_back_bit_by_bit(plan, monkeypatch):
-    first, cost = benchmark.original(plan, 0, lambda images: None)
+    first, cost = grid.original(plan, 0, lambda images: None)
     assert cost.images == 8 * (400 - 400 % 32)  # full batches
 
     def fail(*args: object, **named: object) -> None:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(benchmark, "train", fail)
-    again, same = benchmark.original(plan, 0, lambda images: None)
+    monkeypatch.setattr(grid, "train", fail)
+    again, same = grid.original(plan, 0, lambda images: None)
     assert (same.seconds, same.images) == (cost.seconds, cost.images)
     for name, value in first.state_dict().items():
         assert torch.equal(value, again.state_dict()[name])
@@ -142,8 +142,8 @@ def test_another_recipe_or_another_pixel_is_another_folder(plan):
 
 def test_pbu_in_the_benchmark_is_pbu_on_the_command_line(plan, pbu, digits, net, tmp_path):
     """Same checkpoint, same images: the same weights, whoever calls."""
-    network, _ = benchmark.original(plan, 0, lambda images: None)
-    task = benchmark._task(plan, network, find("pbu"), 0, 8, lambda images: None)
+    network, _ = grid.original(plan, 0, lambda images: None)
+    task = grid._task(plan, network, find("pbu"), 0, 8, lambda images: None)
     (result,) = find("pbu").unlearn(task)
     folder = tmp_path / "class8"
     folder.mkdir()
@@ -163,7 +163,7 @@ def test_a_method_is_handed_what_it_says_it_reads_and_nothing_else(plan):
     network = plan.candidate.fresh(0)
     for name in NAMES:
         method = find(name)
-        task = benchmark._task(plan, network, method, 0, 8, lambda images: None)
+        task = grid._task(plan, network, method, 0, 8, lambda images: None)
         assert bool(len(task.forget)) == (method.reads in ("forget", "both"))
         assert bool(len(task.retained)) == (method.reads in ("retained", "both"))
         assert (task.forget.labels == 8).all()
@@ -180,9 +180,9 @@ def test_measuring_is_not_in_the_seconds_and_stages_add_up(plan, monkeypatch):
             list(task.forget.batches(100))
             yield Result(task.original, stage)
 
-    monkeypatch.setattr(benchmark, "measures", slow)
+    monkeypatch.setattr(grid, "measures", slow)
     method = Method("m", "forget", unlearn, lambda size: 0, {})
-    cell = benchmark.work(plan, plan.candidate.fresh(0), method, 0, 8, lambda images: None)
+    cell = grid.work(plan, plan.candidate.fresh(0), method, 0, 8, lambda images: None)
     assert [o.stage for o in cell.outcomes] == ["one", "two"]
     assert [o.images for o in cell.outcomes] == [40, 80]
     assert cell.outcomes[1].seconds < 0.2
@@ -202,11 +202,11 @@ def test_a_measure_is_of_the_test_split_by_class(plan):
             self.at += len(x)
             return torch.nn.functional.one_hot(answers[self.at - len(x) : self.at], 10).float()
 
-    found = benchmark.measures(Oracle(), plan.dataset, 8)
+    found = grid.measures(Oracle(), plan.dataset, 8)
     assert (found["a_df"], found["a_dr"]) == (0.0, 100.0)
     gone, others = (float((plan.dataset.test.labels == c).sum()) for c in (8, 3))
     kept = len(plan.dataset.test.labels) - others
-    assert benchmark.measures(Oracle(), plan.dataset, 3) == {
+    assert grid.measures(Oracle(), plan.dataset, 3) == {
         "a_df": 100.0,
         "a_dr": pytest.approx(100 * (1 - gone / kept)),
         "odds_auc": pytest.approx(1 - gone / kept / 2),  # ties, which count as a half
@@ -215,10 +215,10 @@ def test_a_measure_is_of_the_test_split_by_class(plan):
 
 def test_a_mask_hides_nothing_from_the_odds(plan):
     network = plan.candidate.fresh(0)
-    task = benchmark._task(plan, network, find("head-mask"), 0, 8, lambda images: None)
+    task = grid._task(plan, network, find("head-mask"), 0, 8, lambda images: None)
     (result,) = find("head-mask").unlearn(task)
-    before = benchmark.measures(network, plan.dataset, 8)
-    after = benchmark.measures(result.network, plan.dataset, 8, result.inside)
+    before = grid.measures(network, plan.dataset, 8)
+    after = grid.measures(result.network, plan.dataset, 8, result.inside)
     assert after["odds_auc"] == before["odds_auc"] != 0.5
     assert after["a_df"] == 0
 
@@ -227,7 +227,7 @@ def test_kept_networks_are_checkpoints(plan, pbu):
     from dataclasses import replace
 
     kept = replace(plan, keep=True, methods=("row-shift",))
-    list(benchmark.run(kept))
+    list(grid.run(kept))
     path = plan.folder() / "seed0-class8-row-shift.safetensors"
     assert path.exists()
     assert cells.read(plan.folder(), "seed0-class8-row-shift", find("row-shift").settings)
