@@ -54,7 +54,7 @@ PARTS: dict[str, tuple[list[str], Part]] = {
     "delta 1e-9": (["--delta", "1e-9"], nullcontext),
     "epsilon 0": (["--epsilon", "0"], nullcontext),
     "zeta 0": (["--zeta", "0"], nullcontext),
-    "no anchors": (["--anchors", "0"], nullcontext),
+    "no anchors": (["--anchors", "0", "--epsilon", "0", "--zeta", "0"], nullcontext),
     "no separation": ([], lambda: schedule(apart=1e9)),
     "no reach": ([], no_reach),
     "no odds of anchors": ([], lambda: schedule(elsewhere=1 - 1e-6)),
