@@ -1,16 +1,18 @@
-"""`python -m tests.benchmarks.unlearn step|epoch|growth`: what unlearning costs.
+"""`python -m tests.benchmarks.unlearn step|epoch|growth|parts`: what unlearning costs.
 
 step     a step of the loop, all layers training, over a plain step of fused Adam on the
          cross-entropy of the same images: the two alternate in one run, medians
 epoch    the whole command on MNIST class 8, start-up to written file, in training epochs of
          the same network (timed on some batches before and after the command)
 growth   seconds and peak memory of the whole command by the number of forget images
+parts    seconds and peak memory of each part of one such command, and its percent of an epoch
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import io
 import json
 import os
 import platform
@@ -18,11 +20,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import replace
+from inspect import isgenerator
 from pathlib import Path
+from pkgutil import resolve_name
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +36,7 @@ from rich.console import Console
 from rich.table import Table
 from torchvision.models import get_model
 
+from pbu_cli.__main__ import run as pbu
 from pbu_cli.settings import Preprocessing, Schedule, Weights
 from pbu_cli.unlearning import CHECK_EVERY, ForgetSet, unlearn
 from tests.archives import unpack
@@ -39,6 +46,14 @@ CHECKPOINT = SHARED / "checkpoints" / "mnist_resnet34_fp16.safetensors"
 EPOCH = 60_000  # images of MNIST
 BATCH = 64
 CLASSES = 10
+PARTS = {
+    "read, decode, look": "pbu_cli.case.assemble",
+    "Fisher diagonal": "pbu_cli.commands.measure_fisher",
+    "anchors": "pbu_cli.commands.synthesise",
+    "imagined": "pbu_cli.commands.imagine",
+    "steps": "pbu_cli.commands.unlearn",
+    "write and verify": "pbu_cli.commands.write",
+}
 
 
 def step(name: str, size: int, batch: int, rounds: int, device: str) -> dict[str, Any]:
@@ -84,6 +99,55 @@ def step(name: str, size: int, batch: int, rounds: int, device: str) -> dict[str
 
 def epoch(folder: Path, batches: int, *flags: str) -> dict[str, Any]:
     """`pbu unlearn` on class 8, all its images, over a training epoch of ResNet-34 on MNIST."""
+    pace = training(batches)
+    before = pace()
+    command, _ = process(folder / "8", folder.parent / "out.safetensors", "--force", *flags)
+    whole = epoch_of(before + pace())
+    return {"command_s": command, "epoch_s": whole, "percent": 100 * command / whole}
+
+
+def parts(folder: Path, batches: int, *flags: str) -> list[dict[str, Any]]:
+    """What `epoch` times, in this process and part by part; the rest is start-up and the table."""
+    pace = training(batches)
+    before = pace()
+    took: dict[str, tuple[float, float]] = {}
+    command = ["unlearn", str(CHECKPOINT), "--forget", str(folder / "8"), "--quiet",
+               "-o", str(folder.parent / "parts.safetensors"), *flags]  # fmt: skip
+    with ExitStack() as held, redirect_stdout(io.StringIO()):
+        for name, place in PARTS.items():
+            held.enter_context(watched(name, place, took))
+        if code := pbu(command):
+            raise SystemExit(f"pbu {' '.join(command)}: exit code {code}")
+    whole = epoch_of(before + pace())
+    return [
+        {"part": name, "s": s, "peak_mib": peak, "percent": 100 * s / whole}
+        for name, (s, peak) in took.items()
+    ]
+
+
+@contextmanager
+def watched(name: str, place: str, took: dict[str, tuple[float, float]]) -> Iterator[None]:
+    """Seconds and peak memory, MiB, of all calls of a function or a generator, into `took`."""
+    work = resolve_name(place)
+
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+        start = time.perf_counter()
+        found = work(*args, **kwargs)
+        if isgenerator(found):
+            found = iter(list(found))
+        status = Path("/proc/self/status").read_text()
+        peak = int(status.partition("VmHWM:")[2].split()[0]) / 1024
+        before, most = took.get(name, (0.0, 0.0))
+        took[name] = before + time.perf_counter() - start, max(most, peak)
+        return found
+
+    with patch(place, timed):
+        yield
+
+
+def training(batches: int) -> Callable[[], list[float]]:
+    """What times so many training steps of ResNet-34 on batches like MNIST's."""
     torch.manual_seed(0)
     model = get_model("resnet34", num_classes=CLASSES)
     model.conv1 = torch.nn.Conv2d(1, 64, 7, 2, 3, bias=False)
@@ -96,11 +160,11 @@ def epoch(folder: Path, batches: int, *flags: str) -> dict[str, Any]:
         optimiser.step()
 
     train()
-    before = [seconds(train) for _ in range(batches)]
-    command, _ = process(folder / "8", folder.parent / "out.safetensors", "--force", *flags)
-    after = [seconds(train) for _ in range(batches)]
-    whole = median(before + after) * EPOCH / BATCH
-    return {"command_s": command, "epoch_s": whole, "percent": 100 * command / whole}
+    return lambda: [seconds(train) for _ in range(batches)]
+
+
+def epoch_of(steps: list[float]) -> float:
+    return median(steps) * EPOCH / BATCH
 
 
 def growth(folder: Path, count: int, *flags: str) -> dict[str, Any]:
@@ -140,7 +204,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("step", "epoch", "growth"))
+    parser.add_argument("what", choices=("step", "epoch", "growth", "parts"))
     parser.add_argument("--models", default="resnet34:32:64,resnet34:224:8",
                         help="name:size:batch, for step")  # fmt: skip
     parser.add_argument("--rounds", type=int, default=5)
@@ -157,6 +221,8 @@ def main() -> None:
         elif given.what == "epoch":
             folder = unpacked(Path(scratch))
             rows = [epoch(folder, 30, *flags) for _ in range(given.rounds)]
+        elif given.what == "parts":
+            rows = parts(unpacked(Path(scratch)), 60, *flags)
         else:
             folder = unpacked(Path(scratch))
             rows = [growth(folder, int(count), *flags) for count in given.images.split(",")]
