@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from pbu_cli import metrics
 from pbu_cli.anchors import Company, imagine, synthesise
 from pbu_cli.case import Case, Subject
 from pbu_cli.checkpoint import Tensors, write
+from pbu_cli.crops import Crops, cropped, find_crops
 from pbu_cli.damage import Damage, estimated
 from pbu_cli.description import metadata_with
 from pbu_cli.errors import InvalidUsage, PbuError, printable
@@ -80,11 +82,13 @@ def measure_fisher(
             if done is not None:
                 done(min((number + 1) * size, len(case.image_labels)))
 
-    with beyond(module, case.cut):
+    with _live_tail(case) as crops:
         diagonal = fisher_diagonal(
             module, counted(),
             estimator=estimator, draws=draws, seed=seed, parameters=case.trained,
         )  # fmt: skip
+    for name in diagonal.keys() & crops.keys():  # no image's gradient reaches a dead tap
+        diagonal[name] = crops[name].whole(diagonal[name], module.get_parameter(name))
     broken = [name for name, value in diagonal.items() if not bool(value.isfinite().all())]
     if broken:
         raise PbuError(
@@ -116,13 +120,14 @@ def sanitise(
     module = subject.network.module
     images = _forget_set(case, schedule)
     last: Progress | None = None
-    with beyond(module, case.cut):
+    with _live_tail(case) as crops:
         company = None
         if anchors and (weights.epsilon or weights.zeta):
             images, company = _company(case, images, anchors, weights, schedule, making)
         for last in unlearn(
             module, images, fisher,
             trained=trained, head=case.head, weights=weights, schedule=schedule, company=company,
+            crops=crops,
         ):  # fmt: skip
             seen(last)
         on_anchors = None if company is None else company.drift()
@@ -135,7 +140,7 @@ def sanitise(
         written = {name.removeprefix(checkpoint.prefix): t for name, t in written.items()}
         _check_promises(checkpoint.tensors, written, _trained_names(subject, trained))
         load(module, written)
-        with beyond(module, case.cut):  # the frozen trunk has just been found unchanged
+        with _live_tail(case):  # the frozen trunk has just been found unchanged
             rounds = (inputs for inputs, _ in case.batches(case.batch_size))
             measured.append(look(module, None, rounds)[1])
 
@@ -165,6 +170,18 @@ def sanitise(
         _relative_distance(subject.checkpoint.tensors, tensors, trained),
         metrics.answer_shares(after.argmax(dim=1).cpu(), subject.network.num_classes),
     )
+
+
+@contextmanager
+def _live_tail(case: Case) -> Iterator[Crops]:
+    """While it lasts the case's module takes what `case.batches` gives, its kernels cropped to the
+    taps that meet any of it. The crops by parameter."""
+    module = case.subject.network.module
+    some, _ = next(case.batches(2))
+    with beyond(module, case.cut):
+        crops = find_crops(module, some)
+        with cropped(module, crops):
+            yield crops
 
 
 def _forget_set(case: Case, schedule: Schedule) -> ForgetSet:

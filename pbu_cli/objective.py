@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pbu_cli.crops import WHOLE, Crops
 from pbu_cli.settings import Weights
 
 SHRINKAGE = 0.05
@@ -89,18 +90,23 @@ def stability(logits: Tensor, reference: Tensor, forgotten: Tensor) -> Tensor:
 
 
 def penalty_weights(
-    fisher: dict[str, Tensor], theta: dict[str, Tensor], weights: Weights
+    fisher: dict[str, Tensor],
+    theta: dict[str, Tensor],
+    weights: Weights,
+    crops: Crops = WHOLE,
 ) -> dict[str, Tensor]:
     """beta * F / mean(F) + gamma, per parameter, with the mean over all parameters that train.
 
-    `fisher` may be empty where beta is 0. An all-zero Fisher counts as zero, not as 0/0.
+    `fisher` may be empty where beta is 0. An all-zero Fisher counts as zero, not as 0/0. Of what
+    `theta` has the crops of, `fisher` has the whole kernels: the mean is over dead taps too.
     """
     if not fisher or weights.beta == 0:
         return {name: torch.full_like(value, weights.gamma) for name, value in theta.items()}
     count = sum(fisher[name].numel() for name in theta)
     mean = sum(fisher[name].cpu().double().sum().item() for name in theta) / count
     scale = weights.beta / mean if mean > 0 else 0.0
-    return {name: fisher[name] * scale + weights.gamma for name in theta}
+    live = {name: crops[name].of(fisher[name]) if name in crops else fisher[name] for name in theta}
+    return {name: value * scale + weights.gamma for name, value in live.items()}
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pbu_cli import objective
 from pbu_cli.anchors import Company
+from pbu_cli.crops import WHOLE, Crops
 from pbu_cli.descent import Descent
 from pbu_cli.errors import PbuError, printable
 from pbu_cli.logits import normalise
@@ -82,13 +83,14 @@ def unlearn(
     weights: Weights,
     schedule: Schedule,
     company: Company | None = None,
+    crops: Crops = WHOLE,
 ) -> Iterator[Progress]:
     """Move the `trained` parameters of `model`, in place, until the forget set is forgotten.
 
     With `company` there are anchors beside the forget images in every step. `fisher` holds the
-    Fisher diagonal of every trained parameter at any scale; it may be empty where beta is 0. The
-    last Progress carries the reason for stopping. Raises PbuError, with theta* restored, where the
-    loss becomes NaN or infinite.
+    Fisher diagonal of every trained parameter at any scale, of whole kernels where the model's are
+    `crops`; it may be empty where beta is 0. The last Progress carries the reason for stopping.
+    Raises PbuError, with theta* restored, where the loss becomes NaN or infinite.
     """
     keep_freed_memory()
     model.eval()
@@ -96,7 +98,7 @@ def unlearn(
     theta = [named[name] for name in trained]
     theta_star = _copy(theta)
     factors = [schedule.head_rate if name in set(head) else 1.0 for name in trained]
-    by_name = objective.penalty_weights(fisher, {n: named[n] for n in trained}, weights)
+    by_name = objective.penalty_weights(fisher, {n: named[n] for n in trained}, weights, crops)
     slopes = [2 * by_name[name] for name in trained]
     bounded = weights.delta > 0
     device = images.labels.device

@@ -39,6 +39,7 @@ ORDER = [
     "plan",
     "squares",
     "fisher",
+    "crops",
     "objective",
     "descent",
     "stopping",
@@ -75,7 +76,7 @@ ORDER = [
 ]
 _FISHER = ORDER[ORDER.index("layer_rules") : ORDER.index("fisher") + 1]
 _AUDIT = {"metrics", "roc", "probe", "membership", "similarity", "relearning"}
-_LOOP = {"objective", "descent", "stopping", "trunk", "activations", "anchors"}
+_LOOP = {"crops", "objective", "descent", "stopping", "trunk", "activations", "anchors"}
 NUMERIC = {*_FISHER, *_AUDIT, *_LOOP}
 OUTSIDE_NUMERIC = {"typer", "rich", "safetensors", "torchvision", "PIL", "pathlib", "os"}
 

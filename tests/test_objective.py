@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from pbu_cli import objective
+from pbu_cli.crops import Crop
 from pbu_cli.errors import InvalidUsage
 from pbu_cli.settings import Weights
 
@@ -99,6 +100,16 @@ def test_penalty_weights_are_beta_fisher_over_its_mean_plus_gamma():
     scaled = {name: 1e-12 * value for name, value in fisher.items()}
     again = objective.penalty_weights(scaled, theta, Weights(beta=2.0, gamma=0.5))
     assert torch.allclose(again["a"], found["a"])
+
+
+def test_penalty_weights_of_crops_are_over_the_mean_of_whole_kernels():
+    crop = Crop("", (1, 1), (slice(1, 2), slice(1, 2)), (0, 0))
+    fisher = {"a": torch.zeros(1, 1, 3, 3), "b": torch.tensor([1.0])}
+    fisher["a"][0, 0, 1, 1] = 4.0
+    theta = {"a": torch.zeros(1, 1, 1, 1), "b": torch.zeros(1)}
+    found = objective.penalty_weights(fisher, theta, Weights(beta=1.0, gamma=0.5), {"a": crop})
+    torch.testing.assert_close(found["a"], torch.tensor([[[[8.5]]]]))
+    torch.testing.assert_close(found["b"], torch.tensor([2.5]))
 
 
 def test_penalty_weights_of_a_zero_fisher_are_gamma():

@@ -1,0 +1,180 @@
+"""Kernels cropped to the taps that ever meet the image.
+
+On small images the last stage sees maps of one or two pixels, where most taps of a 3x3 kernel only
+ever meet padding: of ResNet-34's last stage on 28x28 images 2 M weights out of 13 M take part in
+anything. The others' gradient is zero at every step, yet it would be computed and descended.
+
+Which taps are live follows from the sizes alone. Whether nothing else in the network uses a dead
+one is found by trying.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pbu_cli.errors import PbuError, printable
+
+
+@dataclass(frozen=True)
+class Crop:
+    """The live part of the kernel [out, in, h, w] of the convolution at `path`, which sees maps of
+    `image` (height, width); `padding` is what the part needs in place of the kernel's own."""
+
+    path: str
+    image: tuple[int, ...]
+    taps: tuple[slice, slice]
+    padding: tuple[int, int]
+
+    def of(self, kernel: Tensor) -> Tensor:
+        """The live part of something of the kernel's shape, a view."""
+        return kernel[:, :, self.taps[0], self.taps[1]]
+
+    def whole(self, part: Tensor, like: Tensor) -> Tensor:
+        """Something of the shape of the kernel `like`: zero but for its live part."""
+        kernel = part.new_zeros(like.shape)
+        self.of(kernel).copy_(part)
+        return kernel
+
+
+Crops = Mapping[str, Crop]  # by the name of the kernel's parameter
+WHOLE: Crops = MappingProxyType({})
+
+
+def live_taps(
+    size: int, kernel: int, stride: int, padding: int, dilation: int
+) -> tuple[slice, int] | None:
+    """The taps between the first and the last that ever meet one of `size` pixels, and the padding
+    with which they alone give the same; None where there is no such padding.
+
+    >>> live_taps(1, kernel=3, stride=1, padding=1, dilation=1)
+    (slice(1, 2, None), 0)
+    >>> live_taps(2, kernel=3, stride=2, padding=1, dilation=1)
+    (slice(1, 3, None), 0)
+    >>> live_taps(9, kernel=3, stride=1, padding=1, dilation=1)
+    (slice(0, 3, None), 1)
+    """
+
+    def places(taps: int, padding: int) -> int:
+        return (size + 2 * padding - dilation * (taps - 1) - 1) // stride + 1
+
+    outputs = places(kernel, padding)
+    live = [
+        tap
+        for tap in range(kernel)
+        if any(0 <= at * stride + tap * dilation - padding < size for at in range(outputs))
+    ]
+    if not live:
+        return None
+    left = padding - live[0] * dilation
+    taps = slice(live[0], live[-1] + 1)
+    fits = left >= 0 and places(taps.stop - taps.start, left) == outputs
+    return (taps, left) if fits else None
+
+
+@torch.no_grad()
+def find_crops(model: nn.Module, x: Tensor) -> dict[str, Crop]:
+    """What of the model's kernels takes part in its answers to inputs of the size of `x`'s, by
+    parameter; only those of which not all does.
+
+    x: a few inputs as the model takes them. Needs eval mode.
+
+    >>> model = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1)).eval()
+    >>> [list(find_crops(model, torch.ones(1, 1, side, side))) for side in (1, 5)]
+    [['0.weight'], []]
+    """
+    sizes: dict[str, list[tuple[int, ...]]] = {}
+    uses: dict[int, int] = {}  # of each parameter, in how many places it stands
+    for _, parameter in model.named_parameters(remove_duplicate=False):
+        uses[id(parameter)] = uses.get(id(parameter), 0) + 1
+    with ExitStack() as hooks:
+        for path, module in model.named_modules():
+            kernel = module._parameters.get("weight")
+            # A subclass may do anything with its kernel, and so may who shares it.
+            if type(module) is nn.Conv2d and kernel is not None and uses[id(kernel)] == 1:
+                sizes[path] = []
+                hooks.enter_context(module.register_forward_pre_hook(_recorder(sizes[path])))
+        answers = model(x)
+    crops = {}
+    for path, seen in sizes.items():
+        crop = _crop(path, model.get_submodule(path), seen[0]) if len(seen) == 1 else None
+        if crop is not None:
+            crops[f"{path}.weight" if path else "weight"] = crop
+    return crops if crops and _same(model, crops, x, answers) else {}
+
+
+@contextmanager
+def cropped(model: nn.Module, crops: Crops) -> Iterator[None]:
+    """While it lasts the kernels are their live parts, parameters under the same names; afterwards
+    they are the whole ones again, with the parts as they are by then.
+
+    Nothing else changes. The model takes inputs of the one size the crops were found for.
+    """
+    with ExitStack() as restored:
+        for crop in crops.values():
+            restored.enter_context(_one_cropped(model.get_submodule(crop.path), crop))
+        yield
+
+
+@contextmanager
+def _one_cropped(conv: nn.Module, crop: Crop) -> Iterator[None]:
+    assert isinstance(conv, nn.Conv2d)
+    whole, padding = conv.weight, conv.padding
+    part = crop.of(whole.detach()).clone(memory_format=torch.contiguous_format)
+    conv.weight = nn.Parameter(part, requires_grad=whole.requires_grad)
+    conv.padding = crop.padding
+
+    def check(module: nn.Module, args: tuple[Any, ...]) -> None:
+        if args[0].shape[-2:] != crop.image:
+            raise PbuError(
+                f"{printable(crop.path)}: the size of its input changes from call to call; expected"
+                f" {crop.image}, got {tuple(args[0].shape[-2:])}"
+            )
+
+    hook = conv.register_forward_pre_hook(check)
+    try:
+        yield
+    finally:
+        hook.remove()
+        with torch.no_grad():
+            crop.of(whole).copy_(conv.weight)
+        conv.weight, conv.padding = whole, padding
+
+
+def _crop(path: str, conv: nn.Module, image: tuple[int, ...]) -> Crop | None:
+    assert isinstance(conv, nn.Conv2d)
+    if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+        return None
+    found = [
+        live_taps(*of_side)
+        for of_side in zip(
+            image, conv.kernel_size, conv.stride, conv.padding, conv.dilation, strict=True
+        )
+    ]
+    if found[0] is None or found[1] is None:
+        return None
+    (rows, above), (columns, left) = found[0], found[1]
+    crop = Crop(path, image, (rows, columns), (above, left))
+    return crop if crop.of(conv.weight).shape != conv.weight.shape else None
+
+
+def _same(model: nn.Module, crops: Crops, x: Tensor, answers: Any) -> bool:
+    """Whether the cropped model answers as the whole one does."""
+    try:
+        with cropped(model, crops):
+            return torch.allclose(model(x), answers, 1e-4, 1e-5)
+    except Exception:  # code of the user's own that reads a kernel may raise anything
+        return False
+
+
+def _recorder(sizes: list[tuple[int, ...]]) -> Any:
+    def record(module: nn.Module, args: tuple[Any, ...]) -> None:
+        sizes.append(tuple(args[0].shape[-2:]) if args else ())
+
+    return record

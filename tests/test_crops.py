@@ -1,0 +1,214 @@
+"""Cropped kernels: brute force says which taps are live, and nothing changes but the time."""
+
+from __future__ import annotations
+
+import copy
+from contextlib import suppress
+from dataclasses import replace
+from itertools import product
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+from pbu_cli.crops import cropped, find_crops, live_taps
+from pbu_cli.errors import PbuError
+from pbu_cli.fisher import fisher_diagonal
+from pbu_cli.settings import Preprocessing, Schedule, Weights
+from pbu_cli.stages import trained_parameters
+from pbu_cli.unlearning import ForgetSet, unlearn
+
+
+def test_live_taps_are_those_with_a_gradient_and_give_the_same():
+    left_alone = 0
+    sides = list(product(range(1, 6), range(1, 8), (1, 2, 3), range(4), (1, 2)))
+    for size, kernel, stride, padding, dilation in sides:
+        if size + 2 * padding < dilation * (kernel - 1) + 1:
+            continue
+        x = torch.rand(1, 1, size, dtype=torch.float64) + 1
+        w = (torch.rand(1, 1, kernel, dtype=torch.float64) + 1).requires_grad_()
+        z = F.conv1d(x, w, None, stride, padding, dilation)
+        z.sum().backward()
+        assert w.grad is not None
+        live = w.grad[0, 0].nonzero().flatten().tolist()
+        found = live_taps(size, kernel, stride, padding, dilation)
+        if found is None:
+            left_alone += 1
+            continue
+        taps, less = found
+        assert live
+        assert (taps.start, taps.stop) == (live[0], live[-1] + 1)
+        torch.testing.assert_close(F.conv1d(x, w[:, :, taps], None, stride, less, dilation), z)
+    assert left_alone < len(sides) / 10
+
+
+def network(dtype: torch.dtype = torch.float64) -> nn.Module:
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18(num_classes=4).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.1, 0.1)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+    return model.to(dtype)
+
+
+def test_of_a_resnet_on_small_images_the_last_stage_is_cropped():
+    model = network()
+    x = torch.randn(2, 3, 28, 28, dtype=torch.float64)
+    crops = find_crops(model, x)
+    assert list(crops) == [f"layer4.{b}.conv{c}.weight" for b in (0, 1) for c in (1, 2)]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    whole, names = model(x), [name for name, _ in model.named_parameters()]
+    with cropped(model, crops):
+        shapes = {name: tuple(p.shape[2:]) for name, p in model.named_parameters()}
+        assert list(shapes) == names
+        assert [shapes[name] for name in crops] == [(2, 2), (1, 1), (1, 1), (1, 1)]
+        torch.testing.assert_close(model(x), whole)
+    assert torch.equal(model(x), whole)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not find_crops(model, torch.randn(2, 3, 224, 224, dtype=torch.float64))
+
+
+def test_dead_taps_matter_to_nothing_and_have_no_gradient():
+    model = network()
+    x = torch.randn(2, 3, 28, 28, dtype=torch.float64)
+    crops = find_crops(model, x)
+    whole = model(x)
+    kernels = {name: model.get_parameter(name) for name in crops}
+    for name, g in zip(
+        kernels, torch.autograd.grad(whole.square().sum(), list(kernels.values())), strict=True
+    ):
+        assert bool(crops[name].of(g).ne(0).any())
+        assert torch.equal(crops[name].whole(crops[name].of(g), g), g)
+        with torch.no_grad():
+            live = crops[name].of(kernels[name]).clone()
+            crops[name].of(kernels[name].fill_(1e3)).copy_(live)
+    torch.testing.assert_close(model(x), whole)
+
+
+def test_what_the_parts_became_is_put_back_and_dead_taps_are_as_they_were():
+    model = network()
+    crops = find_crops(model, torch.randn(2, 3, 28, 28, dtype=torch.float64))
+    name, crop = list(crops.items())[-1]
+    kernel = model.get_parameter(name)
+    before = kernel.detach().clone()
+    with torch.no_grad(), suppress(ZeroDivisionError), cropped(model, crops):
+        part = model.get_parameter(name)
+        assert part.is_contiguous()
+        part += 1
+        raise ZeroDivisionError
+    assert model.get_parameter(name) is kernel
+    difference = kernel.detach() - before
+    torch.testing.assert_close(crop.of(difference), torch.ones_like(crop.of(difference)))
+    assert int(difference.count_nonzero()) == crop.of(difference).numel()
+
+
+def test_unlearning_and_fisher_give_what_they_give_without():
+    model = network()
+    # Not the head: rows without a gradient at theta* make Adam take rounding for a direction.
+    names, _ = trained_parameters(model, "resnet18", "stage")
+    pixels = torch.randint(256, (12, 3, 28, 28), dtype=torch.uint8)
+    labels, forgotten = torch.ones(12, dtype=torch.long), torch.arange(4) == 1
+    unit = Preprocessing((28, 28), (0.5,) * 3, (0.25,) * 3)
+    x = (pixels.double() / 255 - 0.5) / 0.25
+    answers = model(x).detach()
+    answers[:, 1] += 3  # something to forget
+    images = ForgetSet(pixels, labels, forgotten, unit, answers, x)
+    schedule = replace(Schedule(), steps=10, batch_size=4)
+    states, fishers, records = [], [], []
+    for crops in ({}, find_crops(model, x)):
+        tried = copy.deepcopy(model)
+        with cropped(tried, crops):
+            fisher = fisher_diagonal(tried, [(x, labels)], parameters=names)
+        fishers.append(fisher)
+        for name in fisher.keys() & crops.keys():
+            fisher[name] = crops[name].whole(fisher[name], tried.get_parameter(name))
+        with cropped(tried, crops):
+            records.append(list(unlearn(
+                tried, images, fisher, trained=names, head=[],
+                weights=Weights(gamma=1.0, beta=1.0), schedule=schedule, crops=crops,
+            )))  # fmt: skip
+        states.append(tried.state_dict())
+    assert crops
+    for one, other in zip(*records, strict=True):
+        assert one.learning_rate == pytest.approx(other.learning_rate)
+        assert one.seen.drift == pytest.approx(other.seen.drift)
+    for name in names:
+        torch.testing.assert_close(fishers[1][name], fishers[0][name])
+        moved = states[0][name] - model.state_dict()[name]
+        assert moved.count_nonzero() > 0
+        torch.testing.assert_close(
+            states[1][name] - model.state_dict()[name], moved, rtol=1e-6, atol=1e-12
+        )
+
+
+class Odd(nn.Module):
+    """A network that does with a kernel what a crop would spoil; `kind` names it."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        mode = "replicate" if kind == "replicating" else "zeros"
+        self.one = nn.Conv2d(2, 2, 3, padding="same" if kind == "same" else 1, padding_mode=mode)
+        self.two = nn.Conv2d(2, 2, 1)
+        if kind == "tied":
+            self.two = nn.Conv2d(2, 2, 3, padding=1)
+            self.two.weight = self.one.weight
+        if kind == "subclass":
+            self.one = Standardised(2, 2, 3, padding=1)
+        if kind == "normalised":
+            self.one = nn.utils.parametrizations.weight_norm(self.one)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.one(x)
+        if self.kind == "twice":
+            z = self.one(z)
+        if self.kind == "read":
+            z = z * self.one.weight.sum()
+        if self.kind == "called":
+            z = z + F.conv2d(x, self.one.weight, padding=1)
+        if self.kind == "shape":
+            z = z.view(len(z), -1, *(side - 2 for side in self.one.weight.shape[2:]))
+        return self.two(z).flatten(1)
+
+
+class Standardised(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight - self.weight.mean(), self.bias, padding=self.padding)
+
+
+KINDS = [
+    "replicating",
+    "same",
+    "tied",
+    "subclass",
+    "normalised",
+    "twice",
+    "read",
+    "called",
+    "shape",
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_needs_its_dead_taps_is_left_alone(kind: str):
+    torch.manual_seed(0)
+    model = Odd(kind).eval()
+    x = torch.randn(2, 2, 1, 1)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    whole = model(x)
+    assert find_crops(model, x) == {}
+    assert torch.equal(model(x), whole)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert list(find_crops(Odd("plain").eval(), x)) == ["one.weight"]
+
+
+def test_a_size_that_changes_is_an_error_and_no_wrong_answer():
+    model = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1)).eval()
+    with (
+        cropped(model, find_crops(model, torch.ones(1, 1, 1, 1))),
+        pytest.raises(PbuError, match=r"expected \(1, 1\), got \(2, 2\)"),
+    ):
+        model(torch.ones(1, 1, 2, 2))
