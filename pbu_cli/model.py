@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -73,13 +77,54 @@ class WeightsOnMeta(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        if func in (Tensor.normal_, nn.init.normal_):
+            weight: Tensor = args[0] if args else kwargs["tensor"]
+            if weight.is_meta:  # torch would work that out in Python, by means of its compiler
+                return weight
         if func is torch.empty:
             kwargs = {**kwargs, "device": "meta"}
         return func(*args, **kwargs)
 
 
+@contextmanager
+def _without_compiler() -> Iterator[None]:
+    """While it lasts, torchvision can be imported without torch's compiler, twice as quickly.
+
+    All of torchvision stands behind any of its models, and its RoIAlign, which no classifier has,
+    wants one function of the compiler. It gets one that looks for the real one when called.
+    """
+    name = "torch._dynamo.utils"
+    if name in sys.modules or "torchvision" in sys.modules:
+        yield
+        return
+    sys.modules[name] = _Later(name)
+    try:
+        yield
+    finally:
+        if isinstance(sys.modules.get(name), _Later):
+            del sys.modules[name]
+
+
+class _Later(ModuleType):
+    """A module that is imported when something is asked of it but one function, and that one when
+    it is called."""
+
+    def __getattr__(self, attribute: str) -> Any:
+        if attribute == "is_compile_supported":
+            return lambda *args: getattr(self._real(), attribute)(*args)
+        if attribute.startswith("__"):  # importlib asks how it was loaded
+            raise AttributeError(attribute)
+        return getattr(self._real(), attribute)
+
+    def _real(self) -> ModuleType:
+        if isinstance(sys.modules.get(self.__name__), _Later):
+            del sys.modules[self.__name__]
+        return import_module(self.__name__)
+
+
 def _construct(architecture: Architecture, *, init_weights: bool) -> nn.Module:
-    from torchvision.models import get_model
+    with _without_compiler():
+        from torchvision.models import get_model
 
     name = architecture.name
     options: dict[str, Any] = {"num_classes": architecture.num_classes}
@@ -129,5 +174,5 @@ def _allocate(model: nn.Module) -> None:
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             if parameter.is_meta:
-                memory = torch.empty_like(parameter, device="cpu")
+                memory = torch.empty(parameter.shape, dtype=parameter.dtype)
                 setattr(module, name, nn.Parameter(memory))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pbu_cli.errors import PbuError
 from pbu_cli.layers import LAYERS, Layer
-from pbu_cli.taps import Calls, Operands, Site, tapped
+from pbu_cli.taps import Calls, Operands, Site, sent_back, tapped
 
 # The ways other than a layer's rule, which goes by the layer's name.
 PULLED_BACK = "pulled back"  # each image's gradient of all that is made of it, then autograd
@@ -177,7 +177,7 @@ def _try(
     left: tuple[Tensor | None, ...] = ()
     if logits.requires_grad:
         leaves = [*parameters.values(), anchor]
-        left = torch.autograd.grad(logits, leaves, v, allow_unused=True)
+        left = sent_back(logits, v, leaves)
     return _Trial(
         logits.detach(),
         calls,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pbu_cli.layers import Call
 from pbu_cli.plan import ALONE, PULLED_BACK, Plan
 from pbu_cli.portion import Portion
-from pbu_cli.taps import Operands, checked_logits, raise_changed, tapped
+from pbu_cli.taps import Operands, checked_logits, raise_changed, sent_back, tapped
 
 Columns = Callable[[Tensor, Tensor], Iterable[Tensor]]  # (logits [n, C], given [n]) -> v [n, C]
 Parameters = Mapping[str, nn.Parameter]
@@ -116,7 +116,7 @@ def add_at_once(
     if not logits.requires_grad:
         return
     for v, more in _ahead(columns(logits.detach(), given)):
-        torch.autograd.grad(logits, anchor, v.to(logits), retain_graph=more, allow_unused=True)
+        sent_back(logits, v.to(logits), [anchor], more=more)
         _pull_back(owed, pulled, totals)
         owed.clear()
 
@@ -153,11 +153,7 @@ def add_alone(
         for v, more in _ahead(columns(logits.detach(), given[n : n + 1])):
             leaves, v = list(alone.values()), v.to(logits)
             # Without a name for the gradients, which would keep them beside the next image's.
-            _add_square(
-                totals,
-                alone,
-                torch.autograd.grad(logits, leaves, v, retain_graph=more, allow_unused=True),
-            )
+            _add_square(totals, alone, sent_back(logits, v, leaves, more=more))
 
 
 def _ahead(columns: Iterable[Tensor]) -> Iterator[tuple[Tensor, bool]]:

@@ -8,7 +8,7 @@ to the rules when backward passes by. Everything else stays torch's own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import FunctionType
 from typing import Any, NoReturn
@@ -126,7 +126,7 @@ def tapped(
 ) -> tuple[Tensor, Tensor, int]:
     """One forward pass with a tap at every site: logits, anchor, number of calls of layers.
 
-    `torch.autograd.grad(logits, anchor, v, allow_unused=True)` then calls, for each site,
+    `sent_back(logits, v, [anchor])` then calls, for each site,
     `show(number, call, operands, a, g)`; `call` lacks the tensors, which autograd looks after.
     """
     anchor = x.new_zeros((), requires_grad=True)
@@ -158,6 +158,22 @@ def tapped(
     with Calls(visit) as calls:
         logits = model(x)
     return checked_logits(logits, len(x)), anchor, calls.count
+
+
+def sent_back(
+    logits: Tensor, v: Tensor, leaves: Sequence[Tensor], *, more: bool = False
+) -> tuple[Tensor | None, ...]:
+    """The gradients of sum(v * logits) by `leaves`, None where it does not depend on one.
+
+    Where `torch.autograd.grad` is handed v itself, it imports a computer algebra system to compare
+    two shapes.
+
+    >>> x = torch.tensor([3.0], requires_grad=True)
+    >>> sent_back(x * x, torch.tensor([10.0]), [x])
+    (tensor([60.]),)
+    """
+    total = (logits * v).sum()
+    return torch.autograd.grad(total, leaves, retain_graph=more, allow_unused=True)
 
 
 def checked_logits(logits: Any, images: int) -> Tensor:
