@@ -18,6 +18,7 @@ from pbu_cli.errors import PbuError
 from pbu_cli.fisher import fisher_diagonal
 from pbu_cli.settings import Preprocessing, Schedule, Weights
 from pbu_cli.stages import trained_parameters
+from pbu_cli.trunk import beyond, find_cut, look
 from pbu_cli.unlearning import ForgetSet, unlearn
 
 
@@ -62,9 +63,13 @@ def test_of_a_resnet_on_small_images_the_last_stage_is_cropped():
     before = {name: value.clone() for name, value in model.state_dict().items()}
     whole, names = model(x), [name for name, _ in model.named_parameters()]
     with cropped(model, crops):
-        shapes = {name: tuple(p.shape[2:]) for name, p in model.named_parameters()}
+        shapes = {name: tuple(p.shape[1:]) for name, p in model.named_parameters()}
         assert list(shapes) == names
-        assert [shapes[name] for name in crops] == [(2, 2), (1, 1), (1, 1), (1, 1)]
+        assert [crops[name].taps for name in crops] == [
+            (slice(1, 3),) * 2,
+            *[(slice(1, 2),) * 2] * 3,
+        ]
+        assert [shapes[name] for name in crops] == [(256 * 2 * 2,), *[(512,)] * 3]
         torch.testing.assert_close(model(x), whole)
     assert torch.equal(model(x), whole)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -84,7 +89,7 @@ def test_dead_taps_matter_to_nothing_and_have_no_gradient():
         assert torch.equal(crops[name].whole(crops[name].of(g), g), g)
         with torch.no_grad():
             live = crops[name].of(kernels[name]).clone()
-            crops[name].of(kernels[name].fill_(1e3)).copy_(live)
+            crops[name].put(live, kernels[name].fill_(1e3))
     torch.testing.assert_close(model(x), whole)
 
 
@@ -152,7 +157,7 @@ class Odd(nn.Module):
         self.kind = kind
         mode = "replicate" if kind == "replicating" else "zeros"
         self.one = nn.Conv2d(2, 2, 3, padding="same" if kind == "same" else 1, padding_mode=mode)
-        self.two = nn.Conv2d(2, 2, 1)
+        self.two: nn.Module = nn.Identity()
         if kind == "tied":
             self.two = nn.Conv2d(2, 2, 3, padding=1)
             self.two.weight = self.one.weight
@@ -170,7 +175,7 @@ class Odd(nn.Module):
         if self.kind == "called":
             z = z + F.conv2d(x, self.one.weight, padding=1)
         if self.kind == "shape":
-            z = z.view(len(z), -1, *(side - 2 for side in self.one.weight.shape[2:]))
+            z = z.view(len(z), -1, self.one.weight.shape[3] - 2)
         return self.two(z).flatten(1)
 
 
@@ -203,6 +208,43 @@ def test_what_needs_its_dead_taps_is_left_alone(kind: str):
     assert torch.equal(model(x), whole)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert list(find_crops(Odd("plain").eval(), x)) == ["one.weight"]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_crops_of_every_geometry_answer_as_the_whole(size: int, groups: int):
+    """Against the whole kernel in float64; a crop that is a matrix among them or not."""
+    matrices = []
+    for kernel, stride, padding, dilation in product((1, 2, 3, 5), (1, 2), (0, 1, 2), (1, 2)):
+        if size + 2 * padding < dilation * (kernel - 1) + 1:
+            continue
+        conv = nn.Conv2d(4, 6, kernel, stride, padding, dilation, groups).double()
+        model = nn.Sequential(conv).eval()
+        x = torch.randn(3, 4, size, size, dtype=torch.float64)
+        crops, whole = find_crops(model, x), model(x)
+        with cropped(model, crops):
+            torch.testing.assert_close(model(x), whole)
+        assert "forward" not in conv.__dict__
+        matrices += [crop.matrix for crop in crops.values()]
+    assert any(matrices) == (groups == 1)
+
+
+def test_behind_a_cut_the_layers_that_only_stand_there_are_left_alone():
+    model = nn.Sequential(
+        nn.Conv2d(2, 2, 3, padding=1), nn.Conv2d(2, 2, 3, padding=1), nn.Conv2d(2, 2, 3, padding=1),
+        nn.Flatten(),
+    ).eval()  # fmt: skip
+    x = torch.randn(2, 2, 1, 1)
+    cut = find_cut(model, ["2.weight", "2.bias"], x)
+    assert cut is not None
+    features, whole = look(model, cut, [x])
+    assert features is not None
+    with beyond(model, cut):
+        crops = find_crops(model, features)
+        assert list(crops) == ["2.weight"]
+        with cropped(model, crops):
+            torch.testing.assert_close(model(features), whole)
+    assert not any("forward" in module.__dict__ for module in model.modules())
 
 
 def test_a_size_that_changes_is_an_error_and_no_wrong_answer():

@@ -103,7 +103,7 @@ def test_penalty_weights_are_beta_fisher_over_its_mean_plus_gamma():
 
 
 def test_penalty_weights_of_crops_are_over_the_mean_of_whole_kernels():
-    crop = Crop("", (1, 1), (slice(1, 2), slice(1, 2)), (0, 0))
+    crop = Crop("", (1, 1), (slice(1, 2), slice(1, 2)), (0, 0), False)
     fisher = {"a": torch.zeros(1, 1, 3, 3), "b": torch.tensor([1.0])}
     fisher["a"][0, 0, 1, 1] = 4.0
     theta = {"a": torch.zeros(1, 1, 1, 1), "b": torch.zeros(1)}
