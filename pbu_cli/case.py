@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pbu_cli.checkpoint import Checkpoint, read
+from pbu_cli.crops import cropped, find_crops
 from pbu_cli.description import Description, describe
 from pbu_cli.errors import CheckpointError, ImageError, InvalidUsage, PbuError, printable
 from pbu_cli.evidence import (
@@ -176,10 +177,12 @@ def assemble(
     note("images", f"{len(images.pixels)} in {folders}", f"{others} other files ignored")
     given = _given_labels(wanted, groups, subject)
     known = [n if g is None else g for g, n in zip(given, named, strict=True)]
-    preprocessing = settle_preprocessing(subject, images, known, wanted, note)
-    cut = _affordable_cut(subject, trained, images, preprocessing)
-    rounds = batches(images.pixels, images.group, preprocessing, wanted.batch_size, subject.device)
-    features, answers = look(network.module, cut, (inputs for inputs, _ in rounds))
+    module, device = network.module, subject.device
+    with cropped(module, find_crops(module, images.pixels[:2].to(device) / 255)):
+        preprocessing = settle_preprocessing(subject, images, known, wanted, note)
+        cut = _affordable_cut(subject, trained, images, preprocessing)
+        rounds = batches(images.pixels, images.group, preprocessing, wanted.batch_size, device)
+        features, answers = look(module, cut, (inputs for inputs, _ in rounds))
     if not bool(answers.isfinite().all()):
         raise CheckpointError(
             f"{printable(subject.checkpoint.path)}: answers the images with NaN or infinity;"
