@@ -58,8 +58,8 @@ def rank_normalisations(
     0-255 pixels saturate some networks until every image is called the same class. So where there
     is BatchNorm, the mismatch between its running statistics and the images' counts too.
 
-    Whatever is more than CLOSE points behind after FEW images is tried on no more, but that there
-    are always two that are tried on all.
+    Whatever is more than CLOSE points behind after FEW images is tried on no more; where that is
+    all but the best, they are what the scores are of.
     """
 
     def ranked(names: Iterable[str], count: int) -> list[Candidate]:
@@ -69,8 +69,8 @@ def rank_normalisations(
         return sorted(found, key=lambda candidate: -candidate.score)
 
     first = ranked(NORMALISATIONS, FEW)
-    close = [c for c in first[2:] if c.score >= first[0].score - CLOSE]
-    again = [c.name for c in (*first[:2], *close)] if len(pixels) > FEW else []
+    close = [c.name for c in first if c.score >= first[0].score - CLOSE]
+    again = close if len(close) > 1 and len(pixels) > FEW else []
     return ranked(again, SAMPLE) + [c for c in first if c.name not in again]
 
 

@@ -136,8 +136,8 @@ def test_the_evidence_of_a_normalisation_is_of_all_images_however_they_are_batch
     assert at_once[0].mismatch == pytest.approx(kl_divergence(given, fit).mean().item(), rel=1e-4)
 
 
-@pytest.mark.parametrize("close", [-math.inf, 30.0, math.inf])
-def test_who_is_far_behind_after_a_few_images_is_tried_on_no_more(close, monkeypatch):
+@pytest.mark.parametrize(("close", "again"), [(0.0, 0), (72.0, 2), (math.inf, len(NORMALISATIONS))])
+def test_who_is_far_behind_after_a_few_images_is_tried_on_no_more(close, again, monkeypatch):
     monkeypatch.setattr("pbu_cli.evidence.CLOSE", close)
     seen: list[int] = []
 
@@ -157,6 +157,5 @@ def test_who_is_far_behind_after_a_few_images_is_tried_on_no_more(close, monkeyp
     ranking = rank_normalisations(Bright(), pixels, torch.zeros(300, dtype=torch.int64), [0])
     assert ranking[0].name == "unit range"
     assert {c.name for c in ranking} == set(NORMALISATIONS)
-    again = len(NORMALISATIONS) if close == math.inf else 2
     assert seen == [64] * len(NORMALISATIONS) + [256] * again
     assert ranking == sorted(ranking, key=lambda c: -c.score)
