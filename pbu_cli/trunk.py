@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pbu_cli.machine import keep_freed_memory
 from pbu_cli.portion import Portion
 
 ATTEMPTS = 8  # where a trained block has branches, frozen modules in it come after the cut
@@ -135,6 +136,7 @@ def look(
     """One pass over batches of images [n, *image]: features [N, *cut.features] and logits [N, c],
     both float32. Without a cut there are no features.
     """
+    keep_freed_memory()
     features, logits, portion = list[Tensor](), list[Tensor](), Portion()
     seen: list[Tensor] = []
     with ExitStack() as hooks:
