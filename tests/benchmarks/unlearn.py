@@ -37,6 +37,7 @@ from rich.table import Table
 from torchvision.models import get_model
 
 from pbu_cli.__main__ import run as pbu
+from pbu_cli.crops import cropped, find_crops
 from pbu_cli.settings import Preprocessing, Schedule, Weights
 from pbu_cli.unlearning import CHECK_EVERY, ForgetSet, unlearn
 from tests.archives import unpack
@@ -56,8 +57,14 @@ PARTS = {
 }
 
 
-def step(name: str, size: int, batch: int, rounds: int, device: str) -> dict[str, Any]:
-    """A step of the loop over a plain step, each the median of `rounds` checks of the loop."""
+def step(
+    name: str, size: int, batch: int, rounds: int, device: str, *, live: bool
+) -> dict[str, Any]:
+    """A step of the loop over a plain step, each the median of `rounds` checks of the loop.
+
+    The plain step always goes through whole kernels; with `live` the loop does not, as in the
+    command.
+    """
     torch.manual_seed(0)
     models = [get_model(name, num_classes=CLASSES).eval().to(device) for _ in range(2)]
     pixels = torch.randint(256, (batch, 3, size, size), dtype=torch.uint8, device=device)
@@ -71,9 +78,12 @@ def step(name: str, size: int, batch: int, rounds: int, device: str) -> dict[str
     names = [n for n, _ in models[0].named_parameters()]
     fisher = {n: torch.ones_like(p) for n, p in models[0].named_parameters()}
     schedule = Schedule(steps=CHECK_EVERY * (rounds + 1), batch_size=batch)
+    crops = find_crops(models[0], images.inputs(index[:2])) if live else {}
+    held = ExitStack()
+    held.enter_context(cropped(models[0], crops))
     run = unlearn(
         models[0], images, fisher,
-        trained=names, head=names[-2:], weights=Weights(), schedule=schedule,
+        trained=names, head=names[-2:], weights=Weights(), schedule=schedule, crops=crops,
     )  # fmt: skip
     optimiser = torch.optim.Adam(models[1].parameters(), 1e-6, fused=True)
 
@@ -90,8 +100,9 @@ def step(name: str, size: int, batch: int, rounds: int, device: str) -> dict[str
     for _ in range(rounds):
         theirs.append(seconds(plain))
         ours.append(seconds(lambda: next(run)))
+    held.close()
     return {
-        "model": name, "size": size, "batch": batch,
+        "model": name, "size": size, "batch": batch, "crops": len(crops),
         "plain_ms": 1e3 * median(theirs) / CHECK_EVERY,
         "ratio": median(o / p for o, p in zip(ours, theirs, strict=True)),
     }  # fmt: skip
@@ -210,6 +221,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", default="100,1000,10000,50000", help="for growth")
     parser.add_argument("--device", default="cpu", help="for step")
+    parser.add_argument("--live", action="store_true",
+                        help="for step: live taps alone, as in the command")  # fmt: skip
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--fast", action="store_true", help="give the command --fast")
     given = parser.parse_args()
@@ -217,7 +230,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         if given.what == "step":
             cases = [case.split(":") for case in given.models.split(",")]
-            rows = [step(n, int(s), int(b), given.rounds, given.device) for n, s, b in cases]
+            rows = [
+                step(n, int(s), int(b), given.rounds, given.device, live=given.live)
+                for n, s, b in cases
+            ]
         elif given.what == "epoch":
             folder = unpacked(Path(scratch))
             rows = [epoch(folder, 30, *flags) for _ in range(given.rounds)]
