@@ -52,6 +52,7 @@ class Layer:
     rules: Mapping[str, Rule]
     image_dims: Callable[[Call, int], int]  # of z's dimensions, how many leading may hold images
     applies: Callable[[Call], bool] = lambda call: True
+    dense: str | None = None  # an argument that torch is slow with where it is not contiguous
     back: Back | None = None  # by hand, where autograd's own way back computes more than dL/da
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call | None:
@@ -148,6 +149,9 @@ _LINEAR = Layer(
     {"weight": Rule("input", _linear, _add_linear), "bias": Rule(None, _shift)},
     image_dims=lambda call, dims: dims - 1,
     applies=lambda call: call["weight"].ndim == 2,
+    # Its matmul folds a strided [t, n, i] into one product only for a weight that asks for a
+    # gradient, and else takes t of them: https://github.com/pytorch/pytorch/pull/166891
+    dense="input",
 )
 _CONV = Layer(
     "conv",

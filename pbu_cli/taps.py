@@ -166,6 +166,11 @@ def tapped(
             raise_changed()
         operands = {slot: call[slot] for slot in site.slots}
         frozen = {id(p): p.detach() for p in operands.values()}
+        dense = site.layer.dense
+        if dense is not None and dense not in operands and not call[dense].is_contiguous():
+            strided = call[dense]
+            frozen[id(strided)] = strided.contiguous()
+            call = {**call, dense: frozen[id(strided)]}
 
         def run() -> Any:
             return func(
