@@ -93,9 +93,20 @@ def fisher_diagonal(
             f"the Fisher information of {len(broken)} parameters is not finite, {broken[0]!r} the "
             "first of them; look for NaN and huge values in the weights and in the images"
         )
-    for name in totals:  # one by one, so that there is never another set of them
-        totals[name] = totals[name].contiguous()
-    return totals
+    return {name: _in_order(total) for name, total in totals.items()}
+
+
+def _in_order(total: Tensor) -> Tensor:
+    """`total` contiguous, in its own memory: there is never another set of them.
+
+    >>> t = torch.arange(4.0).view(1, 2, 1, 2).to(memory_format=torch.channels_last)
+    >>> _in_order(t).flatten(), t.is_contiguous()
+    (tensor([0., 1., 2., 3.]), False)
+    """
+    if total.is_contiguous():
+        return total
+    ordered = total.contiguous()
+    return total.as_strided(ordered.shape, ordered.stride()).copy_(ordered)
 
 
 def plan(model: nn.Module, x: Tensor, parameters: Collection[str] | None = None) -> dict[str, str]:

@@ -35,6 +35,9 @@ _HELD_ELSEWHERE = 1 << 26
 _PASS = 8
 # From so many positions on a convolution's own weight gradient costs less than to unfold the input.
 _MANY_POSITIONS = 512
+# From so many multiplications on a product is oneDNN's. It compiles code for every shape of one and
+# keeps it, half a megabyte each, and smaller ones it makes no faster than MKL does.
+_TO_COMPILE = 1 << 26
 
 
 _ALL = slice(None)
@@ -73,7 +76,7 @@ def add_squares(total: Tensor, each: Tensor) -> None:
 
 @cache
 def _onednn(device: str, dtype: torch.dtype) -> Callable[..., Tensor] | None:
-    """oneDNN's matrix product, where there is one: on AMD's CPUs twice as fast as MKL's."""
+    """oneDNN's matrix product, where there is one: on AMD's CPUs faster than MKL's."""
     if device != "cpu" or dtype != torch.float32 or not torch.backends.mkldnn.is_available():
         return None
     try:
@@ -83,15 +86,16 @@ def _onednn(device: str, dtype: torch.dtype) -> Callable[..., Tensor] | None:
     return product
 
 
-def _matmul(x: Tensor, y: Tensor) -> Tensor:
-    """x y^T for x [o, t], y [i, t] -> [o, i].
+def _matmul(x: Tensor, y: Tensor, into: Tensor | None = None) -> Tensor:
+    """x y^T for x [o, t], y [i, t] -> [o, i]; `into` may hold it and is warmer than new memory.
 
     >>> _matmul(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0], [5.0, 6.0]]))
     tensor([[11., 17.]])
     """
     product = _onednn(x.device.type, x.dtype)
-    if product is None:
-        return x @ y.T
+    if product is None or x.numel() * len(y) < _TO_COMPILE:
+        return torch.mm(x, y.T, out=into)
+    x = x.contiguous()
     if not y.is_contiguous() and not y.T.is_contiguous():
         y = y.contiguous()  # other strides take a hundred times as long
     return product(x, y, None, "none", [], "")
@@ -141,11 +145,12 @@ def _add_products(total: Tensor, a: Tensor, g: Tensor) -> None:
         for some_a, some_g in chunks(a, g, total.numel()):
             add_squares(total, linear(some_a, some_g))
         return
-    x, y = g.transpose(1, 2).contiguous(), a.transpose(1, 2)
+    x, y = g.transpose(1, 2), a.transpose(1, 2)
     rows = max(1, 4 * held(a) // total.shape[1])
     for part, of_part in zip(total.split(rows), x.split(rows, dim=1), strict=True):
+        own = torch.empty_like(part)
         for x_n, y_n in zip(of_part, y, strict=True):
-            gradient = _matmul(x_n, y_n)
+            gradient = _matmul(x_n, y_n, own)
             part.addcmul_(gradient, gradient)
 
 

@@ -23,6 +23,7 @@ from pbu_cli.layer_rules import Options, batch_norm, channel_sums, conv, linear,
 Call = Mapping[str, Any]  # the arguments of one call of a layer, by name
 Each = Callable[[Call, Tensor, Tensor, Sequence[int]], Tensor]  # (call, a, g, p.shape)
 Add = Callable[[Tensor, Call, Tensor, Tensor], None]  # (total, call, a, g)
+Back = Callable[[Call, Tensor], Tensor]  # (call, g) -> dL/da, both as the layer has them
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ class Layer:
     rules: Mapping[str, Rule]
     image_dims: Callable[[Call, int], int]  # of z's dimensions, how many leading may hold images
     applies: Callable[[Call], bool] = lambda call: True
+    dense: str | None = None  # an argument that torch is slow with where it is not contiguous
+    back: Back | None = None  # by hand, where autograd's own way back computes more than dL/da
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call | None:
         """The arguments by name; None where the rules do not hold for them.
@@ -124,6 +127,13 @@ def _batch_norm(call: Call, a: Tensor, g: Tensor, shape: Sequence[int]) -> Tenso
     return batch_norm(a, g, mean, variance, call["eps"])
 
 
+def _batch_norm_back(call: Call, g: Tensor) -> Tensor:
+    """dL/da = g p / sqrt(variance + eps), one pass over g where torch's takes the sums as well."""
+    factor: Tensor = (call["running_var"] + call["eps"]).rsqrt()
+    factor = factor if call.get("weight") is None else factor * call["weight"].detach()
+    return (g * factor.view(-1, *(1 for _ in g.shape[2:]))).to(g.dtype)
+
+
 def _group_norm(call: Call, a: Tensor, g: Tensor, shape: Sequence[int]) -> Tensor:
     normed = F.group_norm(a.flatten(0, 1), call["num_groups"], eps=call["eps"]).view(a.shape)
     return channel_sums(normed * g)
@@ -139,6 +149,9 @@ _LINEAR = Layer(
     {"weight": Rule("input", _linear, _add_linear), "bias": Rule(None, _shift)},
     image_dims=lambda call, dims: dims - 1,
     applies=lambda call: call["weight"].ndim == 2,
+    # Its matmul folds a strided [t, n, i] into one product only for a weight that asks for a
+    # gradient, and else takes t of them: https://github.com/pytorch/pytorch/pull/166891
+    dense="input",
 )
 _CONV = Layer(
     "conv",
@@ -152,6 +165,7 @@ _BATCH_NORM = Layer(
     {"weight": Rule("input", _batch_norm), "bias": Rule(None, _channel_shift)},
     image_dims=lambda call, dims: 1,
     applies=lambda call: call["running_mean"] is not None and not call["training"],
+    back=_batch_norm_back,
 )
 _GROUP_NORM = Layer(
     "group norm",

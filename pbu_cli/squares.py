@@ -26,6 +26,9 @@ Totals = dict[str, Tensor]
 NEVER_OUT = {"cpu"}
 # Numbers held for gradients of single images that are to be pulled back: 256 MB in fp32.
 _HELD = 1 << 26
+# Numbers that a tapped call gives for all images at once, on average, from which more images at
+# once save no time on a CPU: what is fixed for each call is then small beside the work.
+_BUSY = 1 << 19
 
 
 def add(
@@ -38,14 +41,30 @@ def add(
     totals: Totals,
 ) -> None:
     """Add one batch to `totals`, each parameter in its way."""
-    held = sum(wanted[name].numel() for name in plan.by(PULLED_BACK))
-    rows = max(1, _HELD // held) if held else len(x)
+    rows = images_at_once(plan, wanted, x)
     for start in range(0, len(x), rows):
         part = slice(start, start + rows)
         add_at_once(model, wanted, plan, x[part], given[part], columns, totals)
     alone = {name: wanted[name] for name in plan.by(ALONE)}
     if alone:
         add_alone(model, alone, x, given, columns, totals)
+
+
+def images_at_once(plan: Plan, wanted: Parameters, x: Tensor) -> int:
+    """How many of the images x go through the model together: no more than there is a use for.
+
+    What the layers saw is held until backward has passed, for as many images as go together.
+
+    >>> images_at_once(Plan(0, {}, {}, ()), {}, torch.zeros(3, 1))
+    3
+    """
+    rows = len(x)
+    sizes = [site.shape.numel() for site in plan.sites.values()]
+    if sizes and x.device.type in NEVER_OUT:
+        enough = -(-_BUSY * len(sizes) // sum(sizes))
+        rows = -(-len(x) // max(1, len(x) // enough))  # parts as even as can be, none too small
+    held = sum(wanted[name].numel() for name in plan.by(PULLED_BACK))
+    return min(rows, max(1, _HELD // held)) if held else rows
 
 
 def add_what_fits(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import FunctionType
 from typing import Any, NoReturn
 
@@ -117,6 +118,29 @@ class _Tap(torch.autograd.Function):
         return g, None, None, None
 
 
+class _TappedLayer(torch.autograd.Function):
+    """A layer and the tap behind it in one, for a layer that knows its own way back."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        a: Tensor,
+        anchor: Tensor,
+        run: Callable[[], Tensor],
+        show: Callable[..., None],
+        back: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        ctx.save_for_backward(a)
+        ctx.show, ctx.back = show, back
+        return run()
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, None, None, None, None]:
+        with torch.autocast(g.device.type, enabled=False):
+            ctx.show(ctx.saved_tensors[0], g)
+            return ctx.back(g) if ctx.needs_input_grad[0] else None, None, None, None, None
+
+
 def tapped(
     model: nn.Module,
     x: Tensor,
@@ -142,18 +166,37 @@ def tapped(
             raise_changed()
         operands = {slot: call[slot] for slot in site.slots}
         frozen = {id(p): p.detach() for p in operands.values()}
-        z = func(
-            *(frozen.get(id(arg), arg) for arg in args),
-            **{key: frozen.get(id(arg), arg) for key, arg in kwargs.items()},
-        )
+        dense = site.layer.dense
+        if dense is not None and dense not in operands and not call[dense].is_contiguous():
+            strided = call[dense]
+            frozen[id(strided)] = strided.contiguous()
+            call = {**call, dense: frozen[id(strided)]}
+
+        def run() -> Any:
+            return func(
+                *(frozen.get(id(arg), arg) for arg in args),
+                **{key: frozen.get(id(arg), arg) for key, arg in kwargs.items()},
+            )
+
+        reads = next((read for slot in site.slots if (read := site.layer.rules[slot].reads)), None)
+        rest = {key: arg for key, arg in call.items() if key not in operands and key != reads}
+
+        def seen(a: Tensor | None, g: Tensor) -> None:
+            show(number, rest, operands, a, g)
+
+        back = site.layer.back
+        if reads is None or back is None:
+            z, a = run(), call[reads].detach() if reads else None
+        else:
+            given = {key: arg for key, arg in call.items() if key != reads}
+            z, a = _TappedLayer.apply(call[reads], anchor, run, seen, partial(back, given)), None
         if not site.fits(z.shape, len(x)):
             raise_changed()
         at_output(number, operands, z)
-        reads = next((read for slot in site.slots if (read := site.layer.rules[slot].reads)), None)
-        a = call[reads].detach() if reads else None
-        rest = {key: arg for key, arg in call.items() if key not in operands and key != reads}
+        if reads is not None and back is not None:
+            return z
         z = z.clone() if z._is_view() else z  # a tap is in place, which a view would pass on
-        return _Tap.apply(z, a, anchor, lambda a, g: show(number, rest, operands, a, g))
+        return _Tap.apply(z, a, anchor, seen)
 
     with Calls(visit) as calls:
         logits = model(x)

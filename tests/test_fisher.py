@@ -23,8 +23,9 @@ from torchvision.models.swin_transformer import (
 
 from pbu_cli import kernels, squares
 from pbu_cli.errors import InvalidUsage, PbuError
-from pbu_cli.fisher import fisher_diagonal, plan
+from pbu_cli.fisher import _at_rest, _plan, fisher_diagonal, plan
 from pbu_cli.kernels import CONV, LINEAR
+from pbu_cli.squares import images_at_once
 from tests.fisher_oracle import errors, fisher_loop, randomised
 
 LABELS = torch.tensor([0, 3, 1])
@@ -531,6 +532,17 @@ def test_gradients_that_are_pulled_back_are_held_for_few_images(
     make, size = FAMILIES["swin_v2"]
     torch.manual_seed(0)
     check(randomised(make()), images(size))
+
+
+def test_images_go_in_even_parts_that_keep_the_cpu_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = small(), images(32)
+    wanted = fisher_loop(model, x, LABELS, "empirical")
+    asked = dict(model.named_parameters())
+    for busy, rows in ((1 << 40, 3), (1, 1)):
+        monkeypatch.setattr(squares, "_BUSY", busy)
+        with _at_rest(model):
+            assert images_at_once(_plan(model, asked, x), asked, x) == rows
+        assert close(empirical(model, x), wanted)
 
 
 # Monte Carlo

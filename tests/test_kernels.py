@@ -107,8 +107,13 @@ def test_conv_takes_any_memory_layout(name: str) -> None:
 
 @pytest.mark.parametrize("kernel", LINEAR)
 @pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (2, 0, 1)])
-def test_linear_takes_any_memory_layout(kernel: str, order: tuple[int, int, int]) -> None:
-    """In fp32, which goes to oneDNN where there is one."""
+@pytest.mark.parametrize("least", [0, 1 << 40])
+def test_linear_takes_any_memory_layout(
+    least: int, kernel: str, order: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In fp32, by oneDNN where there is one, and not."""
+    monkeypatch.setattr(kernels, "_TO_COMPILE", least)
+    monkeypatch.setattr(kernels, "_HELD", {"cpu": 60})  # `linear` takes what is small at once
 
     def laid_out(t: Tensor) -> Tensor:
         back = [order.index(dim) for dim in range(3)]
