@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pbu_cli.activations import listening, read_head
+from pbu_cli.machine import multiplies_bfloat16
 from pbu_cli.objective import discriminant, log_odds, restricted_log_softmax, stability
 from pbu_cli.settings import Schedule, Weights
 from pbu_cli.trunk import only_trained
@@ -110,14 +112,34 @@ def _invert(
     own = _statistics(like)
     bounds = like.amin(_all_but_channel(like), True), like.amax(_all_but_channel(like), True)
     made: list[Tensor] = []
+    short = shorter(model, starts[:2])
     with only_trained(model, []):
         for first in range(0, count, BATCH):
             size = min(BATCH, count - first)
             chosen = torch.randint(len(starts), (size,), generator=generator).to(starts.device)
             target = _targets(size, wanted, generator)
-            made.append(_descend(model, starts[chosen], target, own, bounds, schedule.inversion))
+            with short:
+                found = _descend(model, starts[chosen], target, own, bounds, schedule.inversion)
+            made.append(found)
             done(first + size)
     return torch.cat(made)
+
+
+@torch.no_grad()
+def shorter(model: nn.Module, x: Tensor) -> AbstractContextManager[object]:
+    """A context in which the model multiplies in bfloat16, where that is quicker and the model,
+    tried on x, bears it. Where an anchor ends is of no account to three digits, and making them is
+    most of what a run takes; what the model answers to them is asked in float32.
+    """
+    if not multiplies_bfloat16(x.device):
+        return nullcontext()
+    autocast = torch.autocast(x.device.type, torch.bfloat16)
+    try:
+        with autocast:
+            bears = bool(model(x).isfinite().all())
+    except Exception:  # code of the user's own may insist on float32
+        bears = False
+    return autocast if bears else nullcontext()
 
 
 def _descend(

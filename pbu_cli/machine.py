@@ -40,6 +40,14 @@ def keep_freed_memory() -> None:
     bytes((32 << 20) - (1 << 16))  # given back at once; less than 32 MB, which includes a header
 
 
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether products in bfloat16 are quicker there than in float32: on CPUs that have an
+    instruction for them. Where torch emulates them they are slower; on a GPU nobody has measured.
+    """
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return device.type == "cpu" and supported is not None and bool(supported())
+
+
 def versions() -> dict[str, str | None]:
     """Versions of pbu, of what it computes with, and of CUDA and its driver; None: not there."""
     found: dict[str, str | None] = {"pbu": __version__, "python": platform.python_version()}

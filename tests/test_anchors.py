@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pbu_cli.activations import read_head
-from pbu_cli.anchors import Anchors, Company, imagine, synthesise
+from pbu_cli.anchors import Anchors, Company, imagine, shorter, synthesise
 from pbu_cli.objective import discriminant
 from pbu_cli.settings import DEEP, Preprocessing, Schedule
 from pbu_cli.unlearning import ForgetSet, unlearn
@@ -49,6 +49,33 @@ def test_anchors_are_of_the_classes_that_stay(case):
     answers = anchors.answers.argmax(dim=1)
     assert (answers != GONE).float().mean() > 0.95
     assert set(answers.tolist()) >= set(range(CLASSES)) - {GONE}
+
+
+def test_multiplying_in_bfloat16_moves_no_anchor_to_another_class(case, monkeypatch):
+    taken = []
+    for native in (True, False):
+        monkeypatch.setattr("pbu_cli.anchors.multiplies_bfloat16", lambda device, n=native: n)
+        taken.append(made(case))
+    short, full = taken
+    same = short.answers.argmax(dim=1) == full.answers.argmax(dim=1)
+    assert same.float().mean() > 0.95
+    assert not torch.equal(short.inputs, full.inputs)  # or nothing was multiplied in bfloat16
+    assert torch.allclose(short.answers, case[0](short.inputs), atol=1e-5)
+
+
+def test_a_network_that_insists_on_float32_is_not_asked_for_less(monkeypatch):
+    class Insists(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            (product,) = x @ x.mT
+            assert product.dtype == torch.float32
+            return product
+
+    monkeypatch.setattr("pbu_cli.anchors.multiplies_bfloat16", lambda device: True)
+    x = torch.ones(1, 2, 2)
+    with shorter(Insists(), x):
+        Insists()(x)
+    with shorter(nn.Linear(2, 2), x):
+        assert nn.Linear(2, 2)(x).dtype == torch.bfloat16
 
 
 def test_answers_and_features_are_those_of_the_trained_network(case):
