@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import statistics
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -54,6 +55,7 @@ TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 MOST_PIXELS = 100_000_000  # an image; Pillow holds up to 4 bytes for each
 MOST_BYTES = 1 << 30  # a file; some of Pillow's readers take it in whole
 MOST_WORKERS = 16
+WORTH_A_THREAD = 2048  # bytes; of smaller files two threads decode fewer a second than one does
 MOST_AT_ONCE = 32  # images a task: a 28x28 PNG is decoded faster than a task is handed out
 FAULTS_SHOWN = 3
 
@@ -130,7 +132,7 @@ def decode(
 
     faults: dict[int, Fault] = {}
     with _quiet_pillow():
-        for index, fault in enumerate(_in_parallel(read, len(paths), workers)):
+        for index, fault in enumerate(_in_parallel(read, paths, workers)):
             if fault is not None:
                 faults[index] = fault
             if progress is not None:
@@ -222,9 +224,7 @@ def _two_sizes(groups: Sequence[Group], workers: int | None) -> dict[Size, Path]
     sizes: dict[Size, Path] = {}
     with (
         _quiet_pillow(),
-        closing(
-            _in_parallel(lambda index: _header_size(paths[index]), len(paths), workers)
-        ) as found,
+        closing(_in_parallel(lambda index: _header_size(paths[index]), paths, workers)) as found,
     ):
         for path, size in zip(paths, found, strict=False):
             if size is not None:
@@ -257,10 +257,10 @@ def _check_memory(shape: tuple[int, ...]) -> None:
 
 
 def _in_parallel(
-    work: Callable[[int], Result], count: int, workers: int | None
+    work: Callable[[int], Result], paths: Sequence[Path], workers: int | None
 ) -> Generator[Result, None, None]:
-    """work(0), work(1), ... in this order, by threads: Pillow decodes without the GIL."""
-    workers = workers or min(os.cpu_count() or 1, MOST_WORKERS)
+    """work(0), work(1), ... for each of `paths`, in this order, by threads."""
+    workers, count = workers or _workers(paths), len(paths)
     step = max(1, min(MOST_AT_ONCE, count // (4 * workers)))
     tasks = [range(start, min(start + step, count)) for start in range(0, count, step)]
     pool = ThreadPoolExecutor(workers)
@@ -269,6 +269,17 @@ def _in_parallel(
             yield from results
     finally:
         pool.shutdown(cancel_futures=True)  # neither Ctrl-C nor an early end waits for the rest
+
+
+def _workers(paths: Sequence[Path]) -> int:
+    """How many threads are worth it: Pillow decodes without the GIL, but takes turns for it at
+    every image, and of small ones that is most of the work."""
+    sizes = []
+    for path in paths[:: max(1, len(paths) // 32)]:
+        with suppress(OSError):  # `decode` says which file is none
+            sizes.append(path.stat().st_size)
+    small = bool(sizes) and statistics.median(sizes) < WORTH_A_THREAD
+    return 1 if small else min(os.cpu_count() or 1, MOST_WORKERS)
 
 
 @contextmanager

@@ -75,8 +75,9 @@ def some_images(folder: Path, count: int, seed: int, place: Path) -> Path:
 
 def row(
     case: str, forgotten: int, data: Path, place: Path, images: int | None, seed: int,
-    flags: list[str],
+    flags: list[str], before: dict[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
+    """`before` is the row of another seed: the original's figures are the same."""
     archive, name, own, _ = CASES[case]
     checkpoint = str(SHARED / "checkpoints" / f"{name}.safetensors")
     folder = str(forgotten) if archive == "mnist" else CIFAR_CLASSES[forgotten]
@@ -89,7 +90,8 @@ def row(
                      "--seed", str(seed), *own, *flags)  # fmt: skip
     seconds = time.perf_counter() - start
     test = data / archive / "test"
-    _, found = pbu("evaluate", output, "--original", checkpoint, "--forget", str(test / folder),
+    beside = [] if before else ["--original", checkpoint]
+    _, found = pbu("evaluate", output, *beside, "--forget", str(test / folder),
                    "--retain", str(test), *own)  # fmt: skip
     by_name = {score["name"]: score for score in found["scores"]}
     return {
@@ -97,8 +99,10 @@ def row(
         "class": forgotten,
         "images": done["images"],
         "seed": seed,
-        "original": [by_name["original"][key] for key in ("a_df", "a_dr")],
-        "mask": by_name["original, head mask"]["a_dr"],
+        "original": before["original"]
+        if before
+        else [by_name["original"][key] for key in ("a_df", "a_dr")],
+        "mask": before["mask"] if before else by_name["original, head mask"]["a_dr"],
         "result": [by_name["checkpoint"][key] for key in ("a_df", "a_dr")],
         "damage": done["result"]["damage"],
         "exit": code,
@@ -149,8 +153,11 @@ def main() -> None:
             if not (data / archive).exists():
                 unpack(SHARED / "data" / f"{archive}.tar.xz", data / archive)
             for forgotten in given.classes or CASES[case][3]:
+                found = None
                 for seed in range(given.seeds):
-                    found = row(case, forgotten, data, place, given.images, seed, given.flags)
+                    found = row(
+                        case, forgotten, data, place, given.images, seed, given.flags, found
+                    )
                     print(json.dumps(found), flush=True)
                     rows.append(found)
     Console(width=140).print(table(rows))

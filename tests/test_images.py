@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from struct import pack
 from typing import Any
@@ -318,6 +319,27 @@ def test_channels_that_no_image_has(tmp_path: Path, channels: int) -> None:
 
 
 # Decoding many
+
+
+def test_small_files_are_decoded_by_one_thread_and_large_ones_by_all(tmp_path, monkeypatch):
+    asked: list[int] = []
+
+    class Pool(ThreadPoolExecutor):
+        def __init__(self, workers: int) -> None:
+            asked.append(workers)
+            super().__init__(workers)
+
+    monkeypatch.setattr("pbu_cli.images.ThreadPoolExecutor", Pool)
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    for side, workers in ((8, 1), (64, 3)):
+        pixels = noise(5, side, side, 3)
+        files = [
+            save(tmp_path / f"{side}-{n}.png", Image.fromarray(p)) for n, p in enumerate(pixels)
+        ]
+        decode(
+            [group(*files, tmp_path / "absent.png")], channels=3, size=(side, side), skip_bad=True
+        )
+        assert asked.pop() == workers
 
 
 def test_the_number_of_workers_changes_nothing(tmp_path: Path) -> None:
