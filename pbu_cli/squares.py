@@ -28,7 +28,7 @@ NEVER_OUT = {"cpu"}
 _HELD = 1 << 26
 # Numbers that a tapped call gives for all images at once, on average, from which more images at
 # once save no time on a CPU: what is fixed for each call is then small beside the work.
-_BUSY = 1 << 19
+_BUSY = 1 << 20
 
 
 def add(
