@@ -62,7 +62,7 @@ def synthesise(
     model: nn.Module,
     head: str,
     starts: Tensor,
-    forgotten: Tensor,
+    staying: Tensor,
     *,
     count: int,
     schedule: Schedule,
@@ -70,10 +70,10 @@ def synthesise(
 ) -> Anchors:
     """`count` anchors for a model in eval mode, whose logits the module `head` gives.
 
-    starts: forget inputs as the model takes them, [n, *shape]; forgotten: bool [c]. Deterministic
-    in `schedule.seed`. theta* is left as it is.
+    starts: forget inputs as the model takes them, [n, *shape]; staying: bool [c], true for the
+    classes to make anchors of. Deterministic in `schedule.seed`. theta* is left as it is.
     """
-    inputs = _invert(model, starts, starts, ~forgotten, count, schedule, done)
+    inputs = _invert(model, starts, starts, staying, count, schedule, done)
     features, answers = read_head(model, head, inputs.split(BATCH))
     opposite, _ = read_head(model, head, starts.split(BATCH))
     device = starts.device

@@ -95,6 +95,16 @@ class Case:
         mask[self.image_labels] = True
         return mask.to(self.subject.device)
 
+    @property
+    def staying(self) -> Tensor:
+        """bool [c], true for the classes that are forgotten neither now nor, as the metadata say,
+        before; where they say so of all others, for those all the same. On the device."""
+        staying = ~self.forgotten
+        before = [c for c in self.subject.description.forgotten if 0 <= c < len(staying)]
+        left = staying.clone()
+        left[before] = False
+        return left if bool(left.any()) else staying
+
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """(inputs, labels), in order: features for the network `beyond` the cut, else images."""
         device = self.subject.device

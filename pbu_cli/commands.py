@@ -224,7 +224,7 @@ def _company(
     chosen = torch.linspace(0, len(images) - 1, min(count, len(images)), device=device).long()
     starts = images.inputs(chosen)
     made = synthesise(
-        network.module, head, starts, forgotten, count=count, schedule=schedule, done=done
+        network.module, head, starts, case.staying, count=count, schedule=schedule, done=done
     )
     if further := _imagined(len(images), count, schedule):
         more, answers = imagine(

@@ -120,7 +120,7 @@ class Bench:
         with beyond(self.model, self.case.cut):
             chosen = torch.linspace(0, len(self.forget) - 1, DEEP.anchors).long()
             self.anchors = synthesise(
-                self.model, self.head, self.forget.inputs(chosen), self.case.forgotten,
+                self.model, self.head, self.forget.inputs(chosen), self.case.staying,
                 count=DEEP.anchors, schedule=DEEP.schedule,
             )  # fmt: skip
         self.fisher = measure_fisher(self.case, "empirical")

@@ -40,7 +40,7 @@ def case() -> tuple[nn.Module, Tensor, Tensor]:
 def made(case: tuple[nn.Module, Tensor, Tensor], count: int = 200) -> Anchors:
     model, images, labels = case
     starts = images[labels == GONE]
-    return synthesise(model, HEAD, starts, FORGOTTEN, count=count, schedule=DEEP.schedule)
+    return synthesise(model, HEAD, starts, ~FORGOTTEN, count=count, schedule=DEEP.schedule)
 
 
 def test_anchors_are_of_the_classes_that_stay(case):
@@ -110,7 +110,7 @@ def test_networks_of_tokens_and_of_vectors_will_do():
         model = nn.Sequential(nn.Linear(6, 8), nn.Flatten(), nn.LazyLinear(CLASSES)).eval()
         starts = torch.randn(30, *shape)
         model(starts)
-        anchors = synthesise(model, "2", starts, FORGOTTEN, count=16, schedule=DEEP.schedule)
+        anchors = synthesise(model, "2", starts, ~FORGOTTEN, count=16, schedule=DEEP.schedule)
         assert anchors.inputs.shape == (16, *shape)
 
 

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torchvision.models import squeezenet1_1
 
 from pbu_cli import commands
+from pbu_cli.anchors import synthesise
 from pbu_cli.demo import DemoFiles
 from pbu_cli.settings import DEEP
 from pbu_cli.settings import FAST as FAST_PRESET
@@ -208,6 +209,27 @@ def test_two_classes_by_two_folders_and_by_one_folder_of_folders(pbu, digits, tm
         assert json.loads(done.out)["result"]["a_df"] <= 0.5
         sums.add(sha256(output))
     assert len(sums) == 1
+
+
+def test_a_second_class_is_forgotten_and_the_first_stays_so(
+    pbu, digits, unlearned, tmp_path, monkeypatch
+):
+    """No anchor is made of a class that is gone: the first run recorded it."""
+    asked: list[list[int]] = []
+
+    def spied(model, head, starts, staying, **more):
+        asked.append(staying.nonzero().flatten().tolist())
+        return synthesise(model, head, starts, staying, **more)
+
+    monkeypatch.setattr("pbu_cli.commands.synthesise", spied)
+    output = tmp_path / "second.safetensors"
+    done = pbu("unlearn", unlearned, "--forget", digits.train / "3", "-o", output, "-q")
+    assert done.code == 0, done.err
+    assert asked == [[0, 1, 2, 4, 5, 6, 7, 9]]
+    for digit in "38":
+        done = pbu("evaluate", output, "--forget", digits.test / digit, "--label", digit,
+                   "--require", "A_Df<=0.5")  # fmt: skip
+        assert done.code == 0, done.out
 
 
 def test_an_output_remembers_what_it_forgot(pbu, digits, unlearned, tmp_path):
