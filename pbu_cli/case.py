@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pbu_cli.checkpoint import Checkpoint, read
-from pbu_cli.crops import cropped, find_crops
+from pbu_cli.crops import WHOLE, cropped, find_crops
 from pbu_cli.description import Description, describe
 from pbu_cli.errors import CheckpointError, ImageError, InvalidUsage, PbuError, printable
 from pbu_cli.evidence import (
@@ -188,7 +188,9 @@ def assemble(
     given = _given_labels(wanted, groups, subject)
     known = [n if g is None else g for g, n in zip(given, named, strict=True)]
     module, device = network.module, subject.device
-    with cropped(module, find_crops(module, images.pixels[:2].to(device) / 255)):
+    # An evaluation compares networks, the same one with itself too: all of them as they are.
+    crops = find_crops(module, images.pixels[:2].to(device) / 255) if trained else WHOLE
+    with cropped(module, crops):
         preprocessing = settle_preprocessing(subject, images, known, wanted, note)
         cut = _affordable_cut(subject, trained, images, preprocessing)
         rounds = batches(images.pixels, images.group, preprocessing, wanted.batch_size, device)
