@@ -151,7 +151,8 @@ def _one_cropped(conv: nn.Module, crop: Crop) -> Iterator[None]:
         if args[0].shape[-2:] != crop.image:
             raise PbuError(
                 f"{printable(crop.path)}: the size of its input changes from call to call; expected"
-                f" {crop.image}, got {tuple(args[0].shape[-2:])}"
+                f" {crop.image}, got {tuple(args[0].shape[-2:])}: such a network cannot be"
+                " unlearned, please report it"
             )
 
     hook = conv.register_forward_pre_hook(check)
