@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from pbu_cli.checkpoint import read as read_checkpoint
     from pbu_cli.evaluation import evaluate
     from pbu_cli.fisher import fisher_diagonal
+    from pbu_cli.forget_set import ForgetSet
     from pbu_cli.network import load_network
     from pbu_cli.settings import Preprocessing, Schedule, Weights
     from pbu_cli.stages import trained_parameters
-    from pbu_cli.unlearning import ForgetSet, unlearn
+    from pbu_cli.unlearning import unlearn
 
 _HOMES = {
-    "ForgetSet": ("unlearning", "ForgetSet"),
+    "ForgetSet": ("forget_set", "ForgetSet"),
     "Preprocessing": ("settings", "Preprocessing"),
     "Schedule": ("settings", "Schedule"),
     "Weights": ("settings", "Weights"),

@@ -21,6 +21,7 @@ from pbu_cli.damage import Damage, estimated
 from pbu_cli.description import metadata_with
 from pbu_cli.errors import InvalidUsage, PbuError, printable
 from pbu_cli.fisher import fisher_diagonal
+from pbu_cli.forget_set import ForgetSet, shifted
 from pbu_cli.json_text import plain
 from pbu_cli.logits import batches
 from pbu_cli.model import load
@@ -28,7 +29,7 @@ from pbu_cli.objective import restricted_log_softmax, stability
 from pbu_cli.settings import FORGOTTEN, Estimator, Schedule, Weights
 from pbu_cli.stages import head_module
 from pbu_cli.trunk import beyond, look
-from pbu_cli.unlearning import ForgetSet, Progress, shifted, unlearn
+from pbu_cli.unlearning import Progress, unlearn
 
 FISHER_BATCH = 64  # images; the totals are gone through once a batch, ...
 FISHER_INPUTS = 1 << 18  # ... so of small inputs a batch takes so many numbers, where that is more

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -18,50 +18,13 @@ from pbu_cli.anchors import Company
 from pbu_cli.crops import WHOLE, Crops
 from pbu_cli.descent import Descent
 from pbu_cli.errors import PbuError, printable
-from pbu_cli.logits import normalise
+from pbu_cli.forget_set import ForgetSet
 from pbu_cli.machine import keep_freed_memory
-from pbu_cli.settings import FORGOTTEN, HEAVIEST, Preprocessing, Schedule, Weights
+from pbu_cli.settings import FORGOTTEN, HEAVIEST, Schedule, Weights
 from pbu_cli.stopping import SLOWER, Decision, Seen, decide
 from pbu_cli.trunk import only_trained
 
 CHECK_EVERY = 5  # steps; each check waits for the device once
-
-
-@dataclass(frozen=True)
-class ForgetSet:
-    """The forget images as the loop sees them.
-
-    pixels: uint8 [n, channels, height, width], labels: int64 [n], forgotten: bool [c], true for
-    the classes to forget, answers: theta*'s logits [n, c]; all on the model's device. features:
-    what the model is to take instead of pixels, such as what the frozen trunk makes of them
-    (`trunk.beyond`).
-    """
-
-    pixels: Tensor
-    labels: Tensor
-    forgotten: Tensor
-    preprocessing: Preprocessing
-    answers: Tensor
-    features: Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def inputs(self, index: Tensor) -> Tensor:
-        if self.features is not None:
-            return self.features[index]
-        return normalise(self.pixels[index], self.preprocessing)
-
-    def joined(self, inputs: Tensor, answers: Tensor) -> ForgetSet:
-        """With more inputs of the forgotten classes, and theta*'s logits on them."""
-        everything = torch.arange(len(self), device=self.labels.device)
-        likeliest = answers.masked_fill(~self.forgotten, -math.inf).argmax(dim=1)
-        return replace(
-            self,
-            labels=torch.cat([self.labels, likeliest]),
-            answers=torch.cat([self.answers, answers]),
-            features=torch.cat([self.inputs(everything), inputs]),
-        )
 
 
 @dataclass(frozen=True)
@@ -160,31 +123,6 @@ def unlearn(
                 break
             if decision.action == "back off":
                 rate *= SLOWER
-
-
-def shifted(pixels: Tensor, copies: int, seed: int) -> Tensor:
-    """The images, then `copies` - 1 times each of them shifted by up to an eighth of its height
-    and width, the edge repeated. uint8 [n, k, h, w] -> [copies n, k, h, w].
-
-    A few images stand for a class better where each is seen at several places.
-
-    >>> shifted(torch.tensor([[[[1, 2]]]], dtype=torch.uint8), 3, seed=0).flatten()
-    tensor([1, 2, 1, 2, 1, 2], dtype=torch.uint8)
-    """
-    n, _, h, w = pixels.shape
-    generator = torch.Generator().manual_seed(seed)
-    rows, columns = (
-        (torch.randint(-(size // 8), size // 8 + 1, (copies, n, 1), generator=generator))
-        + torch.arange(size)
-        for size in (h, w)
-    )
-    rows[0], columns[0] = torch.arange(h), torch.arange(w)
-    rows, columns = rows.clamp(0, h - 1), columns.clamp(0, w - 1)
-    places = (torch.arange(n)[:, None, None], slice(None))
-    moved = [
-        pixels[(*places, r[:, :, None], c[:, None, :])] for r, c in zip(rows, columns, strict=True)
-    ]
-    return torch.cat([images.movedim(-1, 1) for images in moved])
 
 
 def calibrated_rate(

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from pbu_cli.activations import read_head
 from pbu_cli.anchors import Anchors, Company, imagine, shorter, synthesise
+from pbu_cli.forget_set import ForgetSet
 from pbu_cli.objective import discriminant
 from pbu_cli.settings import DEEP, Preprocessing, Schedule
-from pbu_cli.unlearning import ForgetSet, unlearn
+from pbu_cli.unlearning import unlearn
 
 CLASSES, GONE = 4, 2
 FORGOTTEN = torch.arange(CLASSES) == GONE

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from pbu_cli.crops import cropped, find_crops, live_taps
 from pbu_cli.errors import PbuError
 from pbu_cli.fisher import fisher_diagonal
+from pbu_cli.forget_set import ForgetSet
 from pbu_cli.settings import Preprocessing, Schedule, Weights
 from pbu_cli.stages import trained_parameters
 from pbu_cli.trunk import beyond, find_cut, look
-from pbu_cli.unlearning import ForgetSet, unlearn
+from pbu_cli.unlearning import unlearn
 
 
 def test_live_taps_are_those_with_a_gradient_and_give_the_same():

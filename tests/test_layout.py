@@ -47,6 +47,7 @@ ORDER = [
     "trunk",
     "activations",
     "anchors",
+    "forget_set",
     "unlearning",
     "metrics",
     "roc",

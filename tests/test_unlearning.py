@@ -13,12 +13,13 @@ from torch import nn
 
 from pbu_cli.errors import PbuError
 from pbu_cli.fisher import fisher_diagonal
+from pbu_cli.forget_set import ForgetSet
 from pbu_cli.logits import batches, logits
 from pbu_cli.objective import log_odds
 from pbu_cli.settings import DEEP, FORGOTTEN, Preprocessing, Schedule, Weights
 from pbu_cli.stopping import SLOWER
 from pbu_cli.trunk import beyond, find_cut, look
-from pbu_cli.unlearning import CHECK_EVERY, ForgetSet, Progress, unlearn
+from pbu_cli.unlearning import CHECK_EVERY, Progress, unlearn
 
 UNIT = Preprocessing((6, 6), (0.5,), (0.25,))
 CLASSES = 4

@@ -38,8 +38,9 @@ from torchvision.models import get_model
 
 from pbu_cli.__main__ import run as pbu
 from pbu_cli.crops import cropped, find_crops
+from pbu_cli.forget_set import ForgetSet
 from pbu_cli.settings import Preprocessing, Schedule, Weights
-from pbu_cli.unlearning import CHECK_EVERY, ForgetSet, unlearn
+from pbu_cli.unlearning import CHECK_EVERY, unlearn
 from tests.archives import unpack
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
