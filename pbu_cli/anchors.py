@@ -23,7 +23,6 @@ Index letters: n inputs, k channels, c classes, d features.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -33,8 +32,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pbu_cli.activations import listening, read_head
+from pbu_cli.head_row import HeadRow, level
 from pbu_cli.machine import multiplies_bfloat16
-from pbu_cli.objective import discriminant, log_odds, restricted_log_softmax, stability
+from pbu_cli.objective import discriminant, restricted_log_softmax, stability
 from pbu_cli.settings import Schedule, Weights
 from pbu_cli.trunk import only_trained
 
@@ -198,21 +198,18 @@ class Company:
 
         epsilon * (KL(softmax z* || softmax z) on the anchors, among the classes that stay
                    + 1/5 |h - h*|^2 / trace of the covariance of h*)
-        + zeta * (relu(log(D / D_0)) + 1/20 relu(E / E_0 - 1)
-                  + 1/2 relu(mean o - logit(schedule.elsewhere)))
+        + zeta * (relu(log(D / schedule.apart)) + 1/20 relu(E / E_0 - 1))
 
     with h the input of the head and D the squared Mahalanobis distance of the forget images and
     the anchors in it, by which a linear probe would tell them apart (`objective.discriminant`, of
-    the recent ones and with S held constant). D_0 is `schedule.apart` times D at theta*: a network
-    that never saw the class does not place its images among the others either.
+    the recent ones and with S held constant). It is not led down to 0: a network that never saw the
+    class does not place its images among the others either.
 
     E is the mean squared distance of forget images from the mean anchor, E_0 that at theta*. What
     no image has used can be changed without moving an anchor, and in a DenseNet BatchNorm
     multiplies that: without this, forget images ended up a hundred times further out than any.
 
-    o is the log odds of the class on the anchors. Training without a class takes its odds from
-    all images, its own as well as the others'; where only its own lost them, as in a ConvNeXt,
-    the two ended up alike, and the network with them unlike any that never saw the class.
+    `withdraw` moves the head's row of the class first (`head_row`), for the anchors' mean features.
     """
 
     def __init__(
@@ -228,8 +225,8 @@ class Company:
         self._forgotten, self._weights = forgotten, weights
         self._middle = anchors.features.mean(dim=0)
         self._reach = (anchors.opposite - self._middle).square().sum(dim=1).mean()
-        self._apart = schedule.apart * discriminant(anchors.opposite, anchors.features)[1]
-        self._scarce = math.log(schedule.elsewhere / (1 - schedule.elsewhere))
+        self._row = HeadRow(model.get_submodule(head), forgotten)
+        self._schedule = schedule
         self._reference = restricted_log_softmax(anchors.answers, forgotten)
         self._spread = anchors.features.var(dim=0).sum()
         self._draw = torch.Generator().manual_seed(schedule.seed)
@@ -239,6 +236,20 @@ class Company:
         """Forget what was seen on a way that was left."""
         self._steps = 0
         self._recent = [(self._anchors.opposite, self._anchors.features)]
+
+    @property
+    def changes(self) -> list[str]:
+        """Names of the parameters that `withdraw` changes."""
+        return [f"{self._head}.{name}" for name in self._row.changes]
+
+    def withdraw(self, answers: Tensor) -> None:
+        """Move the head's row of the class; `answers` are theta*'s logits on the forget images."""
+        goal = level(answers, self._forgotten, self._schedule.tau)
+        self._row.withdraw(self._middle, goal)
+
+    def reinstate(self) -> None:
+        """Undo `withdraw`."""
+        self._row.restore()
 
     @torch.no_grad()
     def drift(self) -> float:
@@ -261,7 +272,6 @@ class Company:
         moved = (theirs - anchors.features[index]).square().sum(dim=1).mean() / self._spread
         loss = self._weights.epsilon * (drift + moved / 5)
         apart = self._pull(ours, theirs) + self._outside(ours) / 20
-        apart = apart + self._elsewhere(answers[count:]) / 2
         return answers[:count], loss + self._weights.zeta * apart, drift
 
     def _pull(self, ours: Tensor, theirs: Tensor) -> Tensor:
@@ -272,11 +282,8 @@ class Company:
         self._steps += 1
         difference = ours.mean(dim=0) - theirs.detach().mean(dim=0)
         # The gradient of log D for D = difference . S^-1 difference.
-        slope = torch.where(self._distance > self._apart, 2 / self._distance, 0.0)
+        slope = torch.where(self._distance > self._schedule.apart, 2 / self._distance, 0.0)
         return slope * (difference @ self._direction)
 
     def _outside(self, ours: Tensor) -> Tensor:
         return F.relu((ours - self._middle).square().sum(dim=1).mean() / self._reach - 1)
-
-    def _elsewhere(self, answers: Tensor) -> Tensor:
-        return F.relu(log_odds(answers, self._forgotten).mean() - self._scarce)

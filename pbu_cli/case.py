@@ -240,7 +240,8 @@ def _affordable_cut(
     some = normalise(images.pixels[:2].to(device), preprocessing)
     cut = find_cut(subject.network.module, trained, some)
     free = torch.cuda.mem_get_info(device)[0] / 2 if device.type == "cuda" else memory() / 4
-    return cut if cut is not None and bytes_held(cut, len(images.pixels)) <= free else None
+    count = 2 * len(images.pixels)  # mirror images may join
+    return cut if cut is not None and bytes_held(cut, count) <= free else None
 
 
 def left_out(which: str, images: Images) -> list[str]:

@@ -21,9 +21,9 @@ from pbu_cli.damage import Damage, estimated
 from pbu_cli.description import metadata_with
 from pbu_cli.errors import InvalidUsage, PbuError, printable
 from pbu_cli.fisher import fisher_diagonal
-from pbu_cli.forget_set import ForgetSet, shifted
+from pbu_cli.forget_set import ForgetSet, recognised_mirrored, shifted
 from pbu_cli.json_text import plain
-from pbu_cli.logits import batches
+from pbu_cli.logits import batches, normalise
 from pbu_cli.model import load
 from pbu_cli.objective import restricted_log_softmax, stability
 from pbu_cli.settings import FORGOTTEN, Estimator, Schedule, Weights
@@ -41,7 +41,8 @@ class Unlearned:
 
     Percent of the forget images before and after; drift in nats, over all of them, and over all
     anchors where there were any, before the weights were rounded to the file's dtype; moved is
-    ||theta - theta*|| / ||theta*|| over the parameters that trained.
+    ||theta - theta*|| / ||theta*|| over the parameters that changed;
+    mirrored says whether mirror images joined.
     """
 
     steps: int
@@ -52,6 +53,7 @@ class Unlearned:
     drift: float
     drift_on_anchors: float | None
     moved: float
+    mirrored: bool
     answers: dict[int, float]
 
     @property
@@ -117,7 +119,7 @@ def sanitise(
     many `anchors` are made, where the weights have a use for them; `making` hears of each batch.
     `run` is what the output's metadata are to say of this run; the same for the same run.
     """
-    subject, trained = case.subject, case.trained
+    subject, changed = case.subject, case.trained
     module = subject.network.module
     images = _forget_set(case, schedule)
     last: Progress | None = None
@@ -125,21 +127,22 @@ def sanitise(
         company = None
         if anchors and (weights.epsilon or weights.zeta):
             images, company = _company(case, images, anchors, weights, schedule, making)
+            changed = [*changed, *(name for name in company.changes if name not in changed)]
         for last in unlearn(
             module, images, fisher,
-            trained=trained, head=case.head, weights=weights, schedule=schedule, company=company,
-            crops=crops,
+            trained=case.trained, head=case.head, weights=weights, schedule=schedule,
+            company=company, crops=crops,
         ):  # fmt: skip
             seen(last)
         on_anchors = None if company is None else company.drift()
     assert last is not None
-    tensors = _output_tensors(subject, trained)
+    tensors = _output_tensors(subject, changed)
     measured: list[Tensor] = []
 
     def verify(written: Tensors) -> None:
         checkpoint = subject.checkpoint
         written = {name.removeprefix(checkpoint.prefix): t for name, t in written.items()}
-        _check_promises(checkpoint.tensors, written, _trained_names(subject, trained))
+        _check_promises(checkpoint.tensors, written, _names_in_file(subject, changed))
         load(module, written)
         with _live_tail(case):  # the frozen trunk has just been found unchanged
             rounds = (inputs for inputs, _ in case.batches(case.batch_size))
@@ -168,7 +171,8 @@ def sanitise(
         metrics.accuracy(after.argmax(dim=1).cpu(), case.image_labels),
         stability(after, reference, case.forgotten).item(),
         on_anchors,
-        _relative_distance(subject.checkpoint.tensors, tensors, trained),
+        _relative_distance(subject.checkpoint.tensors, tensors, changed),
+        images.mirrored,
         metrics.answer_shares(after.argmax(dim=1).cpu(), subject.network.num_classes),
     )
 
@@ -186,21 +190,35 @@ def _live_tail(case: Case) -> Iterator[Crops]:
 
 
 def _forget_set(case: Case, schedule: Schedule) -> ForgetSet:
-    """The case's images; of a few, shifted copies too, so that they fill the window."""
+    """The case's images; of a few, shifted copies too, so that they fill the window; and the mirror
+    images of all of them, where the network takes those for the class as well."""
     pixels, labels, device = case.images.pixels, case.image_labels, case.subject.device
     features, answers = case.features, case.answers
     copies = _copies(len(labels), schedule)
     if copies > 1:
         pixels = shifted(pixels, copies, schedule.seed)
         labels = labels.repeat(copies)
-        rounds = batches(pixels, labels, case.preprocessing, case.batch_size, device)
-        module = case.subject.network.module
-        features, answers = look(module, case.cut, (inputs for inputs, _ in rounds))
-    if features is None:
-        pixels = pixels.to(device)
-    return ForgetSet(
-        pixels, labels.to(device), case.forgotten, case.preprocessing, answers, features
-    )
+        features, answers = _look(case, pixels)
+    images = ForgetSet(
+        pixels if features is not None else pixels.to(device),
+        labels.to(device), case.forgotten, case.preprocessing, answers, features,
+    )  # fmt: skip
+    if schedule.mirror:
+        some = torch.linspace(0, len(images) - 1, min(schedule.window, len(images))).long()
+        found = _look(case, pixels[some].flip(3))[1]
+        there = some.to(device)
+        if recognised_mirrored(answers[there], found, images.labels[there]) >= schedule.mirror:
+            images = images.with_mirrored(*_look(case, pixels.flip(3)))
+    return images
+
+
+def _look(case: Case, pixels: Tensor) -> tuple[Tensor | None, Tensor]:
+    """What the frozen trunk makes of images, uint8, and theta*'s logits on them."""
+    module, device = case.subject.network.module, case.subject.device
+    unused = torch.zeros(len(pixels), dtype=torch.int8)
+    rounds = batches(pixels, unused, case.preprocessing, case.batch_size, device)
+    with cropped(module, find_crops(module, normalise(pixels[:2].to(device), case.preprocessing))):
+        return look(module, case.cut, (inputs for inputs, _ in rounds))
 
 
 def _company(
@@ -227,7 +245,7 @@ def _company(
     made = synthesise(
         network.module, head, starts, case.staying, count=count, schedule=schedule, done=done
     )
-    if further := _imagined(len(images), count, schedule):
+    if further := inputs_made(case, count, schedule) - count:
         more, answers = imagine(
             network.module, made, starts, forgotten,
             count=further, schedule=schedule, done=lambda number: done(count + number),
@@ -239,11 +257,7 @@ def _company(
 def inputs_made(case: Case, anchors: int, schedule: Schedule) -> int:
     """How many inputs `sanitise` makes from the network, if it is asked for so many anchors."""
     count = len(case.image_labels)
-    return anchors + _imagined(count * _copies(count, schedule), anchors, schedule)
-
-
-def _imagined(images: int, anchors: int, schedule: Schedule) -> int:
-    return min(round(schedule.imagined * images), anchors)
+    return anchors + min(round(schedule.imagined * count * _copies(count, schedule)), anchors)
 
 
 def _copies(count: int, schedule: Schedule) -> int:
@@ -251,37 +265,37 @@ def _copies(count: int, schedule: Schedule) -> int:
     return -(-schedule.window // count)
 
 
-def _trained_names(subject: Subject, trained: list[str]) -> set[str]:
-    """Every name in the file of a parameter that trains: a tied one has several."""
+def _names_in_file(subject: Subject, changed: list[str]) -> set[str]:
+    """Every name in the file of a parameter that changes: a tied one has several."""
     module = subject.network.module
     named = dict(module.named_parameters())
-    memory = {named[name].data_ptr() for name in trained}
+    memory = {named[name].data_ptr() for name in changed}
     state = module.state_dict()
     return {
         name
         for name in subject.checkpoint.tensors
-        if name in trained or (name in state and state[name].data_ptr() in memory)
+        if name in changed or (name in state and state[name].data_ptr() in memory)
     }
 
 
-def _output_tensors(subject: Subject, trained: list[str]) -> Tensors:
+def _output_tensors(subject: Subject, changed: list[str]) -> Tensors:
     state = subject.network.module.state_dict()
-    names = _trained_names(subject, trained)
+    names = _names_in_file(subject, changed)
     return {
         name: state[name].detach().cpu().to(stored.dtype) if name in names else stored
         for name, stored in subject.checkpoint.tensors.items()
     }
 
 
-def _check_promises(stored: Tensors, written: Tensors, trained: set[str]) -> None:
-    """Same names, shapes and dtypes; what did not train bit-identical; all of it finite."""
+def _check_promises(stored: Tensors, written: Tensors, changed: set[str]) -> None:
+    """Same names, shapes and dtypes; what was not to change bit-identical; all of it finite."""
     faults = sorted(stored.keys() ^ written.keys())
     for name in stored.keys() & written.keys():
         before, after = stored[name], written[name]
         same = before.shape == after.shape and before.dtype == after.dtype
-        if not same or (name not in trained and not _same_bytes(before, after)):
+        if not same or (name not in changed and not _same_bytes(before, after)):
             faults.append(name)
-        elif name in trained and not bool(after.float().isfinite().all()):
+        elif name in changed and not bool(after.float().isfinite().all()):
             raise PbuError(
                 f"{printable(name)} overflows {after.dtype} after unlearning; nothing was written:"
                 " lower --alpha or start from a float32 checkpoint"

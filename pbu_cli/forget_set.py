@@ -21,7 +21,7 @@ class ForgetSet:
     pixels: uint8 [n, channels, height, width], labels: int64 [n], forgotten: bool [c], true for
     the classes to forget, answers: theta*'s logits [n, c]; all on the model's device. features:
     what the model is to take instead of pixels, such as what the frozen trunk makes of them
-    (`trunk.beyond`).
+    (`trunk.beyond`). mirrored: whether mirror images are among them.
     """
 
     pixels: Tensor
@@ -30,6 +30,7 @@ class ForgetSet:
     preprocessing: Preprocessing
     answers: Tensor
     features: Tensor | None = None
+    mirrored: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -48,6 +49,23 @@ class ForgetSet:
             labels=torch.cat([self.labels, likeliest]),
             answers=torch.cat([self.answers, answers]),
             features=torch.cat([self.inputs(everything), inputs]),
+        )
+
+    def with_mirrored(self, features: Tensor | None, answers: Tensor) -> ForgetSet:
+        """With the mirror images, of which the network makes `features` and theta*'s logits are
+        `answers`, [n, c]. What stability holds on to is the mean of the two, for both: two networks
+        trained alike agree more on it than on the answers to either.
+        """
+        mean = (self.answers + answers) / 2
+        if self.features is not None and features is not None:
+            features = torch.cat([self.features, features])
+        return replace(
+            self,
+            pixels=torch.cat([self.pixels, self.pixels.flip(3)]),
+            labels=self.labels.repeat(2),
+            answers=mean.repeat(2, 1),
+            features=features,
+            mirrored=True,
         )
 
 
@@ -74,3 +92,15 @@ def shifted(pixels: Tensor, copies: int, seed: int) -> Tensor:
         pixels[(*places, r[:, :, None], c[:, None, :])] for r, c in zip(rows, columns, strict=True)
     ]
     return torch.cat([images.movedim(-1, 1) for images in moved])
+
+
+def recognised_mirrored(answers: Tensor, mirrored: Tensor, labels: Tensor) -> float:
+    """How many mirror images are given their class for each image that is: about 1 for things that
+    have no left and right, less for digits. Logits [n, c] twice, labels [n].
+
+    >>> digits = torch.eye(3)
+    >>> recognised_mirrored(digits, digits[[0, 0, 2]], torch.arange(3))  # doctest: +ELLIPSIS
+    0.666...
+    """
+    known = int((answers.argmax(dim=1) == labels).sum())
+    return int((mirrored.argmax(dim=1) == labels).sum()) / known if known else 0.0

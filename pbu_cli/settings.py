@@ -57,9 +57,9 @@ class Schedule:
     seed: int = 0
     most_drift: float = 1.0  # nats, of forget images or, where there are any, of anchors
     inversion: int = 30  # steps in which an anchor is made
+    mirror: float = 0.0  # share recognised mirrored from which mirror images join; 0: never
     imagined: float = 0.2  # inputs of the class made from anchors, for each forget image
-    apart: float = 0.2  # share that may stay of the distance of forget images from the anchors
-    elsewhere: float = 1e-6  # the probability of the class that the anchors may have
+    apart: float = 3.5  # squared Mahalanobis distance that may stay of forget images from anchors
 
 
 @dataclass(frozen=True)
@@ -76,16 +76,17 @@ class Preset:
 FAST = Preset(Weights(), Schedule(), "last", 0)
 # The features too: with a head that trains the logits would move and the features stay.
 DEEP = Preset(
-    Weights(alpha=1.0, beta=0.02, gamma=0.02, delta=2.0, epsilon=40.0, zeta=2.0),
+    Weights(alpha=1.0, beta=0.02, gamma=0.02, delta=10.0, epsilon=80.0, zeta=5.0),
     Schedule(
         steps=300,
         warm_up=10,
         hold=0.0,
         last_rate=0.0,
         steps_to_goal=4.0,
-        restraint=0.1,
+        restraint=0.7,
         tau=4.5e-5,  # where networks trained without the class have it: log odds of about -10
         most_drift=0.5,
+        mirror=0.95,
     ),
     "stage",
     2048,

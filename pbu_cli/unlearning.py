@@ -50,7 +50,8 @@ def unlearn(
 ) -> Iterator[Progress]:
     """Move the `trained` parameters of `model`, in place, until the forget set is forgotten.
 
-    With `company` there are anchors beside the forget images in every step. `fisher` holds the
+    With `company` there are anchors beside the forget images in every step, and the head's row of
+    the class is withdrawn first, whether the head trains or not. `fisher` holds the
     Fisher diagonal of every trained parameter at any scale, of whole kernels where the model's are
     `crops`; it may be empty where beta is 0. The last Progress carries the reason for stopping.
     Raises PbuError, with theta* restored, where the loss becomes NaN or infinite.
@@ -59,7 +60,6 @@ def unlearn(
     model.eval()
     named = dict(model.named_parameters())
     theta = [named[name] for name in trained]
-    theta_star = _copy(theta)
     factors = [schedule.head_rate if name in set(head) else 1.0 for name in trained]
     by_name = objective.penalty_weights(fisher, {n: named[n] for n in trained}, weights, crops)
     slopes = [2 * by_name[name] for name in trained]
@@ -69,6 +69,9 @@ def unlearn(
     with only_trained(model, theta):
         reference = objective.restricted_log_softmax(images.answers, images.forgotten)
         rate = calibrated_rate(model, images, theta, factors, schedule)
+        if company is not None:  # the rate is that of the row as it was: it has excess to lose
+            company.withdraw(images.answers)
+        theta_star = _copy(theta)
         trial = model(images.inputs(torch.arange(min(2, len(images)), device=device)))
         descent = Descent(theta, theta_star, slopes, factors, trial)
         window = _Window(schedule, len(images), device)
@@ -102,6 +105,8 @@ def unlearn(
             if broke:
                 message = _broken(int(broke), trained, theta)
                 _restore(theta, theta_star)
+                if company is not None:
+                    company.reinstate()
                 raise PbuError(message)
             history.append(Seen(step, 100 * window.recognised().item(), window.drift().item()))
             decision = decide(

@@ -5,7 +5,7 @@ left out at a time.
     python -m tests.ablation "no anchors" "zeta 0"
 
 Unlearns all training images of the class and audits on the test split. Parts that have no flag
-are left out by replacing the default settings, the reach by replacing its loss.
+are left out by replacing the default settings, the reach and the row by replacing what does it.
 """
 
 from __future__ import annotations
@@ -45,6 +45,10 @@ def no_reach() -> AbstractContextManager[Any]:
     return patch("pbu_cli.anchors.Company._outside", lambda self, ours: torch.zeros(()))
 
 
+def row_stays() -> AbstractContextManager[Any]:
+    return patch("pbu_cli.anchors.Company.withdraw", lambda self, answers: None)
+
+
 # name -> flags of unlearn, and what holds while it runs
 PARTS: dict[str, tuple[list[str], Part]] = {
     "default": ([], nullcontext),
@@ -57,7 +61,7 @@ PARTS: dict[str, tuple[list[str], Part]] = {
     "no anchors": (["--anchors", "0", "--epsilon", "0", "--zeta", "0"], nullcontext),
     "no separation": ([], lambda: schedule(apart=1e9)),
     "no reach": ([], no_reach),
-    "no odds of anchors": ([], lambda: schedule(elsewhere=1 - 1e-6)),
+    "row stays": ([], row_stays),
     "no odds from below": ([], lambda: schedule(restraint=0.0)),
     "none imagined": ([], lambda: schedule(imagined=0.0)),
     "head trains too": (["--layers", "last"], nullcontext),

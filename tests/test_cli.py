@@ -76,6 +76,9 @@ def test_the_output_keeps_names_shapes_dtypes_and_every_buffer(digits, unlearned
     assert moved
     assert all(name.startswith(("layer4.", "fc.")) for name in moved)
     assert not any("running" in name or "num_batches" in name for name in moved)
+    others = torch.arange(10) != 8  # of the head, the class's row alone
+    assert torch.equal(before["fc.weight"][others], after["fc.weight"][others])
+    assert not torch.equal(before["fc.weight"], after["fc.weight"])
     assert all(before[n].dtype == after[n].dtype for n in before)
 
 

@@ -46,6 +46,7 @@ ORDER = [
     "damage",
     "trunk",
     "activations",
+    "head_row",
     "anchors",
     "forget_set",
     "unlearning",
@@ -77,7 +78,7 @@ ORDER = [
 ]
 _FISHER = ORDER[ORDER.index("layer_rules") : ORDER.index("fisher") + 1]
 _AUDIT = {"metrics", "roc", "probe", "membership", "similarity", "relearning"}
-_LOOP = {"crops", "objective", "descent", "stopping", "trunk", "activations", "anchors"}
+_LOOP = {"crops", "objective", "descent", "stopping", "trunk", "activations", "anchors", "head_row"}
 NUMERIC = {*_FISHER, *_AUDIT, *_LOOP}
 OUTSIDE_NUMERIC = {"typer", "rich", "safetensors", "torchvision", "PIL", "pathlib", "os"}
 

@@ -107,6 +107,13 @@ def unlearn(
             show_default=f"{DEEP.anchors}; --fast: none",
         ),
     ] = None,
+    no_mirror: Annotated[
+        bool,
+        typer.Option(
+            "--no-mirror",
+            help="Leave mirror images out, which join where the network takes them for the class.",
+        ),
+    ] = False,
     steps: Annotated[
         int | None,
         typer.Option(
@@ -178,6 +185,7 @@ def unlearn(
         preset.schedule,
         steps=steps or preset.schedule.steps,
         seed=seed,
+        mirror=0.0 if no_mirror else preset.schedule.mirror,
         batch_size=min(preset.schedule.batch_size, batch_size),
     )
     layers = layers or preset.layers
@@ -264,6 +272,7 @@ def unlearn(
 
 def _show(screen: Screen, case: Case, done: Unlearned, seconds: Mapping[str, float]) -> None:
     name = case.subject.class_name
+    mirrored = ["mirror images joined: the network takes them for the class"] * done.mirrored
     classes = ", ".join(name(c) for c in sorted(set(case.image_labels.tolist())))
     screen.table(
         f"Forgot class {classes}, measured on the {len(case.images.pixels)} forget images and the"
@@ -280,6 +289,7 @@ def _show(screen: Screen, case: Case, done: Unlearned, seconds: Mapping[str, flo
             ("distance from theta* (relative)", "0.0000", f"{done.moved:.4f}"),
         ),
         f"stopped: {done.reason}",
+        *mirrored,
         "A_Dr itself is unknown without retained images: pbu evaluate --retain measures it",
         f"loaded in {seconds['load']:.1f} s, Fisher {seconds['fisher']:.1f} s, unlearning and"
         f" writing {seconds['unlearn']:.1f} s",
