@@ -1,7 +1,7 @@
 """What each part of the default method is worth: class ship of the pair in ../shared, with one part
 left out at a time.
 
-    python -m tests.ablation                          # some 25 minutes on one core
+    python -m tests.ablation                          # some 45 minutes on one core
     python -m tests.ablation "no anchors" "zeta 0"
 
 Unlearns all training images of the class and audits on the test split. Parts that have no flag
@@ -63,6 +63,7 @@ PARTS: dict[str, tuple[list[str], Part]] = {
     "no reach": ([], no_reach),
     "row stays": ([], row_stays),
     "no odds from below": ([], lambda: schedule(restraint=0.0)),
+    "none mirrored": (["--no-mirror"], nullcontext),
     "none imagined": ([], lambda: schedule(imagined=0.0)),
     "head trains too": (["--layers", "last"], nullcontext),
 }
