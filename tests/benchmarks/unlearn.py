@@ -51,6 +51,7 @@ CLASSES = 10
 PARTS = {
     "read, decode, look": "pbu_cli.case.assemble",
     "Fisher diagonal": "pbu_cli.commands.measure_fisher",
+    "mirror images": "pbu_cli.commands._forget_set",
     "anchors": "pbu_cli.commands.synthesise",
     "imagined": "pbu_cli.commands.imagine",
     "steps": "pbu_cli.commands.unlearn",
