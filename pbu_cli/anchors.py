@@ -198,18 +198,19 @@ class Company:
 
         epsilon * (KL(softmax z* || softmax z) on the anchors, among the classes that stay
                    + 1/5 |h - h*|^2 / trace of the covariance of h*)
-        + zeta * (relu(log(D / schedule.apart)) + 1/20 relu(E / E_0 - 1))
+        + zeta * (relu(log(D / D_1)) + 1/20 relu(E / E_0 - 1))
 
     with h the input of the head and D the squared Mahalanobis distance of the forget images and
     the anchors in it, by which a linear probe would tell them apart (`objective.discriminant`, of
-    the recent ones and with S held constant). It is not led down to 0: a network that never saw the
-    class does not place its images among the others either.
+    the recent ones and with S held constant). D_1 is `schedule.apart` times D at theta*, at least
+    `schedule.least_apart`: a network that never saw the class does not place its images among the
+    others either, and all the less the more they look like none of them.
 
     E is the mean squared distance of forget images from the mean anchor, E_0 that at theta*. What
     no image has used can be changed without moving an anchor, and in a DenseNet BatchNorm
     multiplies that: without this, forget images ended up a hundred times further out than any.
 
-    `withdraw` moves the head's row of the class first (`head_row`), for the anchors' mean features.
+    `withdraw` moves the head's row of the class first (`head_row`).
     """
 
     def __init__(
@@ -225,8 +226,10 @@ class Company:
         self._forgotten, self._weights = forgotten, weights
         self._middle = anchors.features.mean(dim=0)
         self._reach = (anchors.opposite - self._middle).square().sum(dim=1).mean()
-        self._row = HeadRow(model.get_submodule(head), forgotten)
-        self._schedule = schedule
+        self._row = HeadRow(model.get_submodule(head), forgotten, anchors.features, anchors.answers)
+        distance = discriminant(anchors.opposite, anchors.features)[1]
+        self._apart = (schedule.apart * distance).clamp(min=schedule.least_apart)
+        self._tau = schedule.tau
         self._reference = restricted_log_softmax(anchors.answers, forgotten)
         self._spread = anchors.features.var(dim=0).sum()
         self._draw = torch.Generator().manual_seed(schedule.seed)
@@ -244,8 +247,9 @@ class Company:
 
     def withdraw(self, answers: Tensor) -> None:
         """Move the head's row of the class; `answers` are theta*'s logits on the forget images."""
-        goal = level(answers, self._forgotten, self._schedule.tau)
-        self._row.withdraw(self._middle, goal)
+        goal = level(answers, self._forgotten, self._tau)
+        means = torch.stack([self._middle, self._anchors.opposite.mean(dim=0)])
+        self._row.withdraw(means, goal)
 
     def reinstate(self) -> None:
         """Undo `withdraw`."""
@@ -282,7 +286,7 @@ class Company:
         self._steps += 1
         difference = ours.mean(dim=0) - theirs.detach().mean(dim=0)
         # The gradient of log D for D = difference . S^-1 difference.
-        slope = torch.where(self._distance > self._schedule.apart, 2 / self._distance, 0.0)
+        slope = torch.where(self._distance > self._apart, 2 / self._distance, 0.0)
         return slope * (difference @ self._direction)
 
     def _outside(self, ours: Tensor) -> Tensor:

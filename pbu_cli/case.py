@@ -232,16 +232,20 @@ def assemble(
 def _affordable_cut(
     subject: Subject, trained: Sequence[str], images: Images, preprocessing: Preprocessing
 ) -> Cut | None:
-    """Where the trunk ends, if memory holds the features: half of what is free on a GPU, a
-    quarter of the machine's elsewhere."""
+    """Where the trunk ends, if memory holds the features."""
     if not trained:
         return None
     device = subject.device
     some = normalise(images.pixels[:2].to(device), preprocessing)
     cut = find_cut(subject.network.module, trained, some)
+    return cut if cut is not None and affordable(cut, len(images.pixels), device) else None
+
+
+def affordable(cut: Cut, images: int, device: torch.device) -> bool:
+    """Whether memory holds the features of so many images: half of what is free on a GPU, a quarter
+    of the machine's elsewhere."""
     free = torch.cuda.mem_get_info(device)[0] / 2 if device.type == "cuda" else memory() / 4
-    count = 2 * len(images.pixels)  # mirror images may join
-    return cut if cut is not None and bytes_held(cut, count) <= free else None
+    return bytes_held(cut, images) <= free
 
 
 def left_out(which: str, images: Images) -> list[str]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pbu_cli import metrics
 from pbu_cli.anchors import Company, imagine, synthesise
-from pbu_cli.case import Case, Subject
+from pbu_cli.case import Case, Subject, affordable
 from pbu_cli.checkpoint import Tensors, write
 from pbu_cli.crops import Crops, cropped, find_crops
 from pbu_cli.damage import Damage, estimated
@@ -36,13 +36,22 @@ FISHER_INPUTS = 1 << 18  # ... so of small inputs a batch takes so many numbers,
 
 
 @dataclass(frozen=True)
+class Mirrored:
+    """What the network made of mirror images: how many it recognised for each image that it did,
+    of some; whether they joined; how many it was shown in all."""
+
+    recognised: float
+    joined: bool
+    images: int
+
+
+@dataclass(frozen=True)
 class Unlearned:
     """What became of a case, measured on the file as it was written.
 
     Percent of the forget images before and after; drift in nats, over all of them, and over all
     anchors where there were any, before the weights were rounded to the file's dtype; moved is
-    ||theta - theta*|| / ||theta*|| over the parameters that changed;
-    mirrored says whether mirror images joined.
+    ||theta - theta*|| / ||theta*|| over the parameters that changed.
     """
 
     steps: int
@@ -53,7 +62,7 @@ class Unlearned:
     drift: float
     drift_on_anchors: float | None
     moved: float
-    mirrored: bool
+    mirrored: Mirrored | None
     answers: dict[int, float]
 
     @property
@@ -115,13 +124,14 @@ def sanitise(
 ) -> Unlearned:
     """Unlearn, write the sanitized checkpoint, and measure what was written.
 
-    Every tensor that did not train comes out bit-identical; the others in the input's dtype. So
+    Every number that did not change comes out bit-identical, the others in the input's dtype:
+    with anchors, the head's row of the class changes beside what trains. So
     many `anchors` are made, where the weights have a use for them; `making` hears of each batch.
     `run` is what the output's metadata are to say of this run; the same for the same run.
     """
     subject, changed = case.subject, case.trained
     module = subject.network.module
-    images = _forget_set(case, schedule)
+    images, mirrored = _forget_set(case, schedule)
     last: Progress | None = None
     with _live_tail(case) as crops:
         company = None
@@ -172,7 +182,7 @@ def sanitise(
         stability(after, reference, case.forgotten).item(),
         on_anchors,
         _relative_distance(subject.checkpoint.tensors, tensors, changed),
-        images.mirrored,
+        mirrored,
         metrics.answer_shares(after.argmax(dim=1).cpu(), subject.network.num_classes),
     )
 
@@ -189,9 +199,10 @@ def _live_tail(case: Case) -> Iterator[Crops]:
             yield crops
 
 
-def _forget_set(case: Case, schedule: Schedule) -> ForgetSet:
+def _forget_set(case: Case, schedule: Schedule) -> tuple[ForgetSet, Mirrored | None]:
     """The case's images; of a few, shifted copies too, so that they fill the window; and the mirror
-    images of all of them, where the network takes those for the class as well."""
+    images of all of them, where memory holds what the trunk makes of both and the network takes
+    those for the class as well."""
     pixels, labels, device = case.images.pixels, case.image_labels, case.subject.device
     features, answers = case.features, case.answers
     copies = _copies(len(labels), schedule)
@@ -203,13 +214,18 @@ def _forget_set(case: Case, schedule: Schedule) -> ForgetSet:
         pixels if features is not None else pixels.to(device),
         labels.to(device), case.forgotten, case.preprocessing, answers, features,
     )  # fmt: skip
-    if schedule.mirror:
-        some = torch.linspace(0, len(images) - 1, min(schedule.window, len(images))).long()
-        found = _look(case, pixels[some].flip(3))[1]
-        there = some.to(device)
-        if recognised_mirrored(answers[there], found, images.labels[there]) >= schedule.mirror:
-            images = images.with_mirrored(*_look(case, pixels.flip(3)))
-    return images
+    count, cut = len(images), case.cut
+    if not schedule.mirror or cut is None or not affordable(cut, 2 * count, device):
+        return images, None
+    some = torch.linspace(0, count - 1, min(schedule.window, count)).long()
+    found = _look(case, pixels[some].flip(3))[1]
+    there = some.to(device)
+    share = recognised_mirrored(answers[there], found, images.labels[there])
+    if share < schedule.mirror:
+        return images, Mirrored(share, False, len(some))
+    features, answers = _look(case, pixels.flip(3))
+    assert features is not None
+    return images.with_mirrored(features, answers), Mirrored(share, True, len(some) + count)
 
 
 def _look(case: Case, pixels: Tensor) -> tuple[Tensor | None, Tensor]:
@@ -282,9 +298,14 @@ def _output_tensors(subject: Subject, changed: list[str]) -> Tensors:
     state = subject.network.module.state_dict()
     names = _names_in_file(subject, changed)
     return {
-        name: state[name].detach().cpu().to(stored.dtype) if name in names else stored
+        name: _stored_as(state[name].detach().cpu(), stored) if name in names else stored
         for name, stored in subject.checkpoint.tensors.items()
     }
+
+
+def _stored_as(now: Tensor, stored: Tensor) -> Tensor:
+    """`now` in the stored dtype; float64 that float32 did not move keeps its last digits."""
+    return torch.where(now == stored.to(now.dtype), stored, now.to(stored.dtype))
 
 
 def _check_promises(stored: Tensors, written: Tensors, changed: set[str]) -> None:

@@ -6,8 +6,9 @@ loss of A_Dr against the head mask, which costs nothing, goes with d = F, or d =
 
     loss(d) = 100 (1 - exp(-(d / scale)^power))    points
 
-fitted to the runs of tests/gauge.csv, whose settings reach from the defaults to what ruins a
-network, on ResNets of MNIST and CIFAR-10 (`python -m tests.gauge fit`). The two together tell
+fitted to the runs of tests/gauge.csv, whose settings reach from the defaults of 2026-11-23, before
+the head's row was moved, to what ruins a network, on ResNets of MNIST and CIFAR-10 (`python -m
+tests.gauge fit`). The two together tell
 more than either: a run may hold still what it looks at, and move the rest. Ten classes each; what
 it is worth on other networks, nobody has measured.
 

@@ -19,9 +19,10 @@ class ForgetSet:
     """The forget images as the loop sees them.
 
     pixels: uint8 [n, channels, height, width], labels: int64 [n], forgotten: bool [c], true for
-    the classes to forget, answers: theta*'s logits [n, c]; all on the model's device. features:
+    the classes to forget, answers: theta*'s logits [n, c], or what else stability is to hold on
+    to; all on the model's device. features:
     what the model is to take instead of pixels, such as what the frozen trunk makes of them
-    (`trunk.beyond`). mirrored: whether mirror images are among them.
+    (`trunk.beyond`): of those beside the images themselves, there are no pixels.
     """
 
     pixels: Tensor
@@ -30,7 +31,6 @@ class ForgetSet:
     preprocessing: Preprocessing
     answers: Tensor
     features: Tensor | None = None
-    mirrored: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -42,30 +42,30 @@ class ForgetSet:
 
     def joined(self, inputs: Tensor, answers: Tensor) -> ForgetSet:
         """With more inputs of the forgotten classes, and theta*'s logits on them."""
-        everything = torch.arange(len(self), device=self.labels.device)
+        own = self.features
+        if own is None:
+            own = self.inputs(torch.arange(len(self), device=self.labels.device))
         likeliest = answers.masked_fill(~self.forgotten, -math.inf).argmax(dim=1)
         return replace(
             self,
             labels=torch.cat([self.labels, likeliest]),
             answers=torch.cat([self.answers, answers]),
-            features=torch.cat([self.inputs(everything), inputs]),
+            features=torch.cat([own, inputs]),
         )
 
-    def with_mirrored(self, features: Tensor | None, answers: Tensor) -> ForgetSet:
-        """With the mirror images, of which the network makes `features` and theta*'s logits are
-        `answers`, [n, c]. What stability holds on to is the mean of the two, for both: two networks
-        trained alike agree more on it than on the answers to either.
+    def with_mirrored(self, features: Tensor, answers: Tensor) -> ForgetSet:
+        """With the mirror images, of which the trunk makes `features` [n, *shape], as it has of
+        the images, and theta*'s logits are `answers` [n, c]. What stability holds on to is the mean
+        of the two, for both: two networks trained alike agree more on it than on the answers to
+        either.
         """
+        assert self.features is not None
         mean = (self.answers + answers) / 2
-        if self.features is not None and features is not None:
-            features = torch.cat([self.features, features])
         return replace(
             self,
-            pixels=torch.cat([self.pixels, self.pixels.flip(3)]),
             labels=self.labels.repeat(2),
             answers=mean.repeat(2, 1),
-            features=features,
-            mirrored=True,
+            features=torch.cat([self.features, features]),
         )
 
 
@@ -95,12 +95,16 @@ def shifted(pixels: Tensor, copies: int, seed: int) -> Tensor:
 
 
 def recognised_mirrored(answers: Tensor, mirrored: Tensor, labels: Tensor) -> float:
-    """How many mirror images are given their class for each image that is: about 1 for things that
-    have no left and right, less for digits. Logits [n, c] twice, labels [n].
+    """How many mirror images are given their class for each image that is, in the class where that
+    is least: about 1 for things that have no left and right, less for digits. Logits [n, c] twice,
+    labels [n].
 
     >>> digits = torch.eye(3)
-    >>> recognised_mirrored(digits, digits[[0, 0, 2]], torch.arange(3))  # doctest: +ELLIPSIS
-    0.666...
+    >>> recognised_mirrored(digits, digits[[0, 0, 2]], torch.arange(3))
+    0.0
     """
-    known = int((answers.argmax(dim=1) == labels).sum())
-    return int((mirrored.argmax(dim=1) == labels).sum()) / known if known else 0.0
+    known, still = (
+        torch.bincount(labels[found.argmax(dim=1) == labels], minlength=answers.shape[1])
+        for found in (answers, mirrored)
+    )
+    return float((still / known.clamp(min=1))[labels.unique()].min())

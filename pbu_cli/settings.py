@@ -59,7 +59,8 @@ class Schedule:
     inversion: int = 30  # steps in which an anchor is made
     mirror: float = 0.0  # share recognised mirrored from which mirror images join; 0: never
     imagined: float = 0.2  # inputs of the class made from anchors, for each forget image
-    apart: float = 3.5  # squared Mahalanobis distance that may stay of forget images from anchors
+    apart: float = 0.1  # share that may stay of the distance of forget images from the anchors, ...
+    least_apart: float = 3.5  # ... but not less than this
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ DEEP = Preset(
         hold=0.0,
         last_rate=0.0,
         steps_to_goal=4.0,
-        restraint=0.7,
+        restraint=1.0,
         tau=4.5e-5,  # where networks trained without the class have it: log odds of about -10
         most_drift=0.5,
         mirror=0.95,

@@ -105,7 +105,7 @@ class Bench:
         folder = str(root / "train" / classes[label])
         self.case: Case = assemble(subject, [folder], wanted, _quiet, layers="last")
         self.model = self.case.subject.network.module
-        self.forget = _forget_set(self.case, replace(DEEP.schedule, mirror=0.0))
+        self.forget, _ = _forget_set(self.case, replace(DEEP.schedule, mirror=0.0))
         groups = split_by_subfolder(list_groups([str(root / "test")])[0])
         size, channels = self.case.preprocessing.size, self.case.preprocessing.channels
         pixels = decode(groups, channels=channels, size=size).pixels

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pbu_cli.activations import read_head
 from pbu_cli.anchors import Anchors, Company, imagine, shorter, synthesise
+from pbu_cli.errors import PbuError
 from pbu_cli.forget_set import ForgetSet
 from pbu_cli.objective import discriminant
 from pbu_cli.settings import DEEP, Preprocessing, Schedule
@@ -198,20 +199,37 @@ def test_the_row_is_withdrawn_and_comes_back(case):
     assert torch.equal(model(images), before)
 
 
+def forget_set(case: tuple[nn.Module, Tensor, Tensor]) -> ForgetSet:
+    """The images of the class as features, which is all that the loop asks for."""
+    model, images, labels = case
+    gone = labels == GONE
+    pixels = torch.zeros(int(gone.sum()), 2, 4, 4, dtype=torch.uint8)
+    unit = Preprocessing((4, 4), (0.0,) * 2, (1.0,) * 2)
+    answers = model(images[gone]).detach()
+    return ForgetSet(pixels, labels[gone], FORGOTTEN, unit, answers, images[gone])
+
+
+@pytest.mark.parametrize("trained", [["1.weight"], ["3.weight", "3.bias"]])
+def test_a_loss_that_is_not_finite_restores_the_row_too(case, trained):
+    model = case[0]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(PbuError, match="NaN or infinite"):
+        list(unlearn(
+            model, forget_set(case), {}, trained=trained, head=[],
+            weights=replace(DEEP.weights, beta=0.0), company=company(case),
+            schedule=replace(DEEP.schedule, steps_to_goal=1e-36),
+        ))  # fmt: skip
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
 def test_with_them_the_features_forget_and_the_other_classes_stay(case):
-    schedule = DEEP.schedule
     model, images, labels = case
     gone = labels == GONE
     before, logits = read_head(model, HEAD, [images])
     weights = {name: value.clone() for name, value in model.state_dict().items()}
-    pixels = torch.zeros(int(gone.sum()), 2, 4, 4, dtype=torch.uint8)  # features stand for them
-    forget = ForgetSet(
-        pixels, labels[gone], FORGOTTEN, Preprocessing((4, 4), (0.0,) * 2, (1.0,) * 2),
-        logits[gone], images[gone],
-    )  # fmt: skip
     for _ in unlearn(
-        model, forget, {}, trained=["1.weight", "1.bias"], head=[],
-        weights=replace(DEEP.weights, beta=0.0), schedule=schedule, company=company(case, schedule),
+        model, forget_set(case), {}, trained=["1.weight", "1.bias"], head=[],
+        weights=replace(DEEP.weights, beta=0.0), schedule=DEEP.schedule, company=company(case),
     ):  # fmt: skip
         pass
     after, logits = read_head(model, HEAD, [images])

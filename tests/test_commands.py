@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pbu_cli.case import Case, Wanted, assemble, load_subject
-from pbu_cli.commands import _forget_set
+from pbu_cli.commands import _forget_set, _stored_as
 from pbu_cli.demo import DemoFiles
 from pbu_cli.settings import DEEP
 
@@ -30,17 +30,18 @@ def eights(digits: DemoFiles) -> Case:
 
 
 def test_mirror_images_that_the_network_takes_for_something_else_stay_out(threes):
-    found = _forget_set(threes, replace(DEEP.schedule, window=64))
-    joined = found.mirrored
-    assert not joined
+    found, mirrored = _forget_set(threes, replace(DEEP.schedule, window=64))
+    assert mirrored is not None
+    assert not mirrored.joined
+    assert mirrored.images == 64
     assert len(found) == len(threes.image_labels)
 
 
 def test_mirror_images_join_as_the_trunk_sees_them(eights):
-    found = _forget_set(eights, replace(DEEP.schedule, window=64, mirror=1e-6))
+    found, mirrored = _forget_set(eights, replace(DEEP.schedule, window=64, mirror=1e-6))
     count = len(eights.image_labels)
-    joined = found.mirrored
-    assert joined
+    assert mirrored is not None
+    assert mirrored.joined
     assert len(found) == 2 * count
     with torch.no_grad():
         answers = eights.subject.network.module(
@@ -56,4 +57,20 @@ def test_mirror_images_join_as_the_trunk_sees_them(eights):
 
 def test_nothing_is_asked_where_they_are_not_wanted(threes, monkeypatch):
     monkeypatch.setattr("pbu_cli.commands._look", None)
-    assert not _forget_set(threes, replace(DEEP.schedule, window=64, mirror=0.0)).mirrored
+    assert _forget_set(threes, replace(DEEP.schedule, window=64, mirror=0.0))[1] is None
+
+
+def test_they_stay_out_where_memory_does_not_hold_them(eights, monkeypatch):
+    monkeypatch.setattr("pbu_cli.commands.affordable", lambda cut, count, device: False)
+    count = len(eights.image_labels)
+    found, mirrored = _forget_set(eights, replace(DEEP.schedule, window=64, mirror=1e-6))
+    assert (len(found), mirrored) == (count, None)
+
+
+def test_what_did_not_move_keeps_the_digits_that_float32_has_not():
+    stored = torch.tensor([0.1, 0.2, 1 / 3], dtype=torch.float64)
+    now = stored.float()
+    now[1] = 0.5
+    found = _stored_as(now, stored)
+    assert found.dtype == torch.float64
+    assert found.tolist() == [0.1, 0.5, 1 / 3]

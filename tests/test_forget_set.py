@@ -18,11 +18,9 @@ def images(features: torch.Tensor | None = None) -> ForgetSet:
     return ForgetSet(pixels, labels, FORGOTTEN, UNIT, torch.eye(3), features)
 
 
-def test_mirror_images_join_with_the_mean_of_both_answers():
-    both = images().with_mirrored(None, torch.zeros(3, 3))
+def test_what_stability_holds_on_to_is_the_mean_of_both_answers():
+    both = images(torch.randn(3, 5)).with_mirrored(torch.randn(3, 5), torch.zeros(3, 3))
     assert len(both) == 6
-    everything = both.inputs(torch.arange(6)).round()
-    assert torch.equal(everything[3:], everything[:3].flip(3))
     assert torch.equal(both.answers, torch.eye(3).repeat(2, 1) / 2)
     assert both.labels.tolist() == [1] * 6
 
@@ -46,6 +44,12 @@ def test_the_share_is_of_what_is_recognised(mirrored: list[int], share: float):
     labels = torch.ones(4, dtype=torch.long)
     answers = torch.eye(3)[[1, 1, 1, 0]]
     assert recognised_mirrored(answers, torch.eye(3)[mirrored], labels) == pytest.approx(share)
+
+
+def test_the_class_with_the_least_decides():
+    labels = torch.tensor([0, 0, 0, 1])
+    answers, mirrored = torch.eye(3)[labels], torch.eye(3)[[0, 0, 0, 2]]
+    assert recognised_mirrored(answers, mirrored, labels) == 0
 
 
 def test_nothing_recognised_is_no_symmetry():

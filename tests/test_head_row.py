@@ -28,20 +28,46 @@ def test_several_classes_have_the_goal_together():
     assert log_odds(answers, both).mean().item() == pytest.approx(math.log(1e-3 / 0.999))
 
 
+def row_of(layer: nn.Module, features: torch.Tensor) -> HeadRow:
+    """The row of a layer that gives the logits of these features."""
+    x = features if isinstance(layer, nn.Linear) else features[:, :, None, None]
+    with torch.no_grad():
+        return HeadRow(layer, FORGOTTEN, features, layer(x).flatten(1))
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("head", ["linear", "convolution"])
-def test_the_logit_at_the_mean_is_the_level_and_other_rows_stay(head, bias):
-    layer = nn.Linear(4, 3, bias) if head == "linear" else nn.Conv2d(4, 3, 2, bias=bias)
+def test_the_logit_at_the_means_is_the_level_and_other_rows_stay(head, bias):
+    layer = nn.Linear(9, 3, bias) if head == "linear" else nn.Conv2d(9, 3, 1, bias=bias)
     before = {name: p.detach().clone() for name, p in layer.named_parameters()}
-    row, mean = HeadRow(layer, FORGOTTEN), torch.rand(4)
-    row.withdraw(mean, torch.tensor(-6.0))
-    x = mean[None] if head == "linear" else mean[None, :, None, None].expand(1, 4, 2, 2)
-    assert layer(x).flatten()[1].item() == pytest.approx(-6, rel=1e-5)
+    features = 20 * torch.rand(6, 9)
+    row, means = row_of(layer, features), features[:2]
+    row.withdraw(means, torch.tensor(-6.0))
+    x = means if head == "linear" else means[:, :, None, None]
+    assert layer(x).flatten(1)[:, 1].tolist() == pytest.approx([-6, -6], rel=0.03)
     assert row.changes.keys() == before.keys()
     for name, value in before.items():
         assert torch.equal(layer.get_parameter(name)[~FORGOTTEN], value[~FORGOTTEN])
     row.restore()
     assert all(torch.equal(p, before[name]) for name, p in layer.named_parameters())
+
+
+def test_it_is_as_short_as_can_be():
+    """Against numpy's least-norm solution of the two equations."""
+    layer, features = nn.Linear(9, 3), 20 * torch.rand(6, 9)
+    row_of(layer, features).withdraw(features[:2], torch.tensor(-6.0))
+    equations = torch.cat([features[:2], torch.ones(2, 1)], dim=1).double()
+    least = torch.linalg.pinv(equations) @ torch.full((2,), -6.0, dtype=torch.float64)
+    found = torch.cat([layer.weight[1], layer.bias[1:2]]).detach().double()
+    assert (found - least).norm() < 0.03 * least.norm()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_means_of_nothing_or_the_same_twice_leave_it_finite(bias):
+    for means in (torch.zeros(2, 4), torch.ones(2, 4)):
+        layer, features = nn.Linear(4, 3, bias), torch.randn(6, 4)
+        row_of(layer, features).withdraw(means, torch.tensor(-6.0))
+        assert layer(features).abs().max() < 20
 
 
 def test_it_is_where_training_without_the_class_takes_it():
@@ -57,17 +83,24 @@ def test_it_is_where_training_without_the_class_takes_it():
         descent.step()
     learnt = torch.cat([layer.weight[1], layer.bias[1:2]]).detach()
     mean = features.mean(dim=0)
-    HeadRow(layer, FORGOTTEN).withdraw(mean, (mean @ learnt[:-1]) + learnt[-1])
+    level_there = mean @ learnt[:-1] + learnt[-1]
+    row_of(layer, features).withdraw(mean.expand(2, 16), level_there)
     ours = torch.cat([layer.weight[1], layer.bias[1:2]]).detach()
     assert F.cosine_similarity(ours, learnt, dim=0) > 0.9
     assert ours.norm().item() == pytest.approx(learnt.norm().item(), rel=0.15)
 
 
-@pytest.mark.parametrize(
-    "layer", [torch.nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)), nn.Linear(4, 5)]
-)
-def test_a_weight_that_is_computed_or_gives_no_logits_stays(layer):
-    before, row = layer(torch.ones(1, 4)), HeadRow(layer, FORGOTTEN)
-    row.withdraw(torch.ones(4), torch.tensor(-6.0))
+@pytest.mark.parametrize("what", ["computed", "no row a class", "log softmax", "divided"])
+def test_a_layer_that_does_not_give_the_logits_stays(what):
+    layer, features = nn.Linear(4, 5 if what == "no row a class" else 3), torch.randn(6, 4)
+    if what == "computed":
+        layer = torch.nn.utils.parametrizations.weight_norm(layer)
+    answers = layer(features).detach()
+    answers = answers.log_softmax(1) if what == "log softmax" else answers
+    answers = answers / 2 if what == "divided" else answers
+    forgotten = torch.arange(answers.shape[1] if what != "no row a class" else 3) == 1
+    row = HeadRow(layer, forgotten, features, answers[:, :3])
+    before = layer(features)
+    row.withdraw(torch.ones(2, 4), torch.tensor(-6.0))
     assert row.changes == {}
-    assert torch.equal(layer(torch.ones(1, 4)), before)
+    assert torch.equal(layer(features), before)

@@ -40,7 +40,8 @@ def unlearn(task: Task) -> Iterator[Result]:
             weights=DEEP.weights, schedule=schedule, anchors=DEEP.anchors,
         )  # fmt: skip
     # One pass to look, one for the Fisher diagonal, the steps, and one over what was written.
-    task.forget.seen(3 * len(task.forget) + done.steps * schedule.batch_size)
+    mirrored = 0 if done.mirrored is None else done.mirrored.images
+    task.forget.seen(3 * len(task.forget) + mirrored + done.steps * schedule.batch_size)
     yield Result(subject.network.module)
 
 
@@ -59,6 +60,6 @@ METHOD = Method(
     "pbu",
     "forget",
     unlearn,
-    lambda size: 3 * size.forget + DEEP.schedule.steps * DEEP.schedule.batch_size,
+    lambda size: 4 * size.forget + DEEP.schedule.steps * DEEP.schedule.batch_size,
     {"weights": vars(DEEP.weights), "schedule": vars(DEEP.schedule), "layers": DEEP.layers},
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -256,7 +256,7 @@ def unlearn(
             "settings": settings,
             "images": len(case.images.pixels),
             "skipped": len(case.images.bad),
-            "result": {**vars(done), "forgotten": done.forgotten, "damage": vars(done.damage)},
+            "result": {**asdict(done), "forgotten": done.forgotten, "damage": vars(done.damage)},
             "seconds": {"load": loading, "fisher": measuring, "unlearn": unlearning},
         }
         if record is not None:
@@ -272,7 +272,11 @@ def unlearn(
 
 def _show(screen: Screen, case: Case, done: Unlearned, seconds: Mapping[str, float]) -> None:
     name = case.subject.class_name
-    mirrored = ["mirror images joined: the network takes them for the class"] * done.mirrored
+    mirrored = []
+    if done.mirrored is not None:
+        joined = "joined" if done.mirrored.joined else "left out"
+        share = f"{100 * done.mirrored.recognised:.0f} recognised for 100 images that are"
+        mirrored = [f"mirror images {joined}: {share}"]
     classes = ", ".join(name(c) for c in sorted(set(case.image_labels.tolist())))
     screen.table(
         f"Forgot class {classes}, measured on the {len(case.images.pixels)} forget images and the"
