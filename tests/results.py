@@ -141,7 +141,8 @@ def main() -> None:
     parser.add_argument("cases", nargs="*", help=f"of {', '.join(CASES)}; all by default")
     parser.add_argument("--classes", type=int, nargs="+")
     parser.add_argument("--images", type=int)
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=1, help="how many")
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--flags", nargs=argparse.REMAINDER, default=[], help="for pbu unlearn")
     given = parser.parse_args()
     rows: list[dict[str, Any]] = []
@@ -154,7 +155,7 @@ def main() -> None:
                 unpack(SHARED / "data" / f"{archive}.tar.xz", data / archive)
             for forgotten in given.classes or CASES[case][3]:
                 found = None
-                for seed in range(given.seeds):
+                for seed in range(given.first_seed, given.first_seed + given.seeds):
                     found = row(
                         case, forgotten, data, place, given.images, seed, given.flags, found
                     )
