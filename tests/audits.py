@@ -1,0 +1,139 @@
+"""The README's table of what is left of a class: everything that forgets it, beside a retrained
+network, by `pbu evaluate --audit`.
+
+    python -m tests.audits original 8 --retrained WITHOUT_SHIP.safetensors
+    python -m tests.audits mnist 8 --original O.safetensors --retrained R.safetensors --rows default
+
+Cases are those of tests.results; `--original` puts another checkpoint in the place of the case's.
+Unlearns from all training images of the class and audits on the test split, some 12 minutes a
+class on one core. A line of JSON a network, and a table in the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from pbu_cli.baselines import pbu_paper
+from pbu_cli.baselines.task import Task
+from pbu_cli.case import Wanted, assemble, load_subject
+from pbu_cli.checkpoint import write
+from pbu_cli.training.feed import Feed
+from pbu_cli.training.recipe import GREY
+from tests.archives import unpack
+from tests.results import CASES, CIFAR_CLASSES, SHARED, pbu
+
+EPOCHS = 2  # of the authors' recipe
+MEASURES = ("probe", "probe_recall", "odds_auc", "relearnt", "js", "log_p_retain")
+
+
+def by_pbu(*flags: str) -> Callable[..., None]:
+    def make(original: Path, forget: Path, output: Path, own: list[str]) -> None:
+        pbu("unlearn", str(original), "--forget", str(forget), "-o", str(output), *own, *flags)
+
+    return make
+
+
+def by_authors(original: Path, forget: Path, output: Path, own: list[str]) -> None:
+    """Their recipe on the case's own network and images, as `pbu benchmark` runs it."""
+    flags = dict(zip(own[::2], own[1::2], strict=True))
+    mean, std = (
+        tuple(map(float, flags[name].split(","))) if name in flags else None
+        for name in ("--mean", "--std")
+    )
+    wanted = Wanted(arch=flags.get("--arch"), mean=mean, std=std)
+    subject = load_subject(original, wanted, _unheard)
+    case = assemble(subject, [str(forget)], wanted, _unheard)
+    feed = Feed(case.images.pixels, case.image_labels, case.preprocessing)
+    label = int(case.image_labels[0])
+    network = case.subject.network
+    nothing = feed.chosen(torch.zeros(0, dtype=torch.long))
+    task = Task(network.module, _never, label, network.num_classes, feed, nothing, GREY)
+    for _, result in zip(range(EPOCHS), pbu_paper.unlearn(task), strict=False):
+        found = result.network
+    write(output, dict(found.state_dict()), dict(subject.checkpoint.metadata))
+
+
+ROWS: dict[str, Callable[..., None]] = {
+    "default": by_pbu(),
+    "--fast": by_pbu("--fast"),
+    f"authors' recipe, {EPOCHS} epochs": by_authors,
+}
+
+
+def audited(name: str, made: Path, beside: list[str], test: Path, folder: str, own: list[str]
+) -> list[dict[str, Any]]:  # fmt: skip
+    """What `evaluate --audit` says of a network and of those beside it."""
+    _, found = pbu("evaluate", str(made), *beside, "--forget", str(test / folder),
+                   "--retain", str(test), "--audit", *own)  # fmt: skip
+    scores = {score["name"]: score for score in found["scores"]}
+    return [
+        {
+            "network": name if network["name"] == "checkpoint" else network["name"],
+            "a_df": scores[network["name"]]["a_df"],
+            "a_dr": scores[network["name"]]["a_dr"],
+            **{m: network["measures"][m] and network["measures"][m]["value"] for m in MEASURES},
+        }
+        for network in found["audit"]["networks"]
+    ]
+
+
+def table(rows: list[dict[str, Any]]) -> Table:
+    shown = Table(*rows[0])
+    for row in rows:
+        places = {"a_df": 1, "a_dr": 2, "odds_auc": 3, "js": 3}
+        shown.add_row(*(
+            value if isinstance(value, str)
+            else "-" if value is None
+            else f"{value:.{places.get(key, 1)}f}"
+            for key, value in row.items()
+        ))  # fmt: skip
+    return shown
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("case", choices=CASES)
+    parser.add_argument("label", type=int)
+    parser.add_argument("--original", type=Path)
+    parser.add_argument("--retrained", type=Path, required=True)
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    given = parser.parse_args()
+    archive, name, own, _ = CASES[given.case]
+    original = given.original or SHARED / "checkpoints" / f"{name}.safetensors"
+    folder = str(given.label) if archive == "mnist" else CIFAR_CLASSES[given.label]
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        data = unpack(SHARED / "data" / f"{archive}.tar.xz", Path(scratch) / archive)
+        retrained = ["--retrained", str(given.retrained)]
+        for number, row in enumerate(given.rows):
+            output = Path(scratch) / f"{number}.safetensors"
+            ROWS[row](original, data / "train" / folder, output, own)
+            beside = retrained if number else ["--original", str(original), *retrained]
+            for found in audited(row, output, beside, data / "test", folder, own):
+                if found["network"] not in {known["network"] for known in rows}:
+                    print(json.dumps(found), flush=True)
+                    rows.append(found)
+    Console(width=140).print(table(rows))
+
+
+def _never(seed: int) -> torch.nn.Module:
+    raise AssertionError("the authors' recipe starts from the original")
+
+
+def _unheard(what: str, value: str, source: str) -> None:
+    """The table says what was measured, not what was inferred."""
+
+
+if __name__ == "__main__":
+    main()
