@@ -38,7 +38,7 @@ from pbu_cli.objective import discriminant, restricted_log_softmax, stability
 from pbu_cli.settings import Schedule, Weights
 from pbu_cli.trunk import only_trained
 
-BATCH = 128  # anchors that are made together; their statistics are compared as one
+BATCH = 128  # anchors that are made together at most; their statistics are compared as one
 RATE = 0.1  # Adam's, in standard deviations of a channel
 STATISTICS = 3.0
 REFIT = 5  # steps between two looks for what tells forget images from anchors
@@ -66,16 +66,19 @@ def synthesise(
     *,
     count: int,
     schedule: Schedule,
+    channels_last: bool = False,
     done: Callable[[int], None] = lambda count: None,
 ) -> Anchors:
     """`count` anchors for a model in eval mode, whose logits the module `head` gives.
 
     starts: forget inputs as the model takes them, [n, *shape]; staying: bool [c], true for the
     classes to make anchors of. Deterministic in `schedule.seed`. theta* is left as it is.
+    Maps are [n, k, height, width], or [n, height, width, k] where they have their `channels_last`.
     """
-    inputs = _invert(model, starts, starts, staying, count, schedule, done)
-    features, answers = read_head(model, head, inputs.split(BATCH))
-    opposite, _ = read_head(model, head, starts.split(BATCH))
+    inputs = _invert(model, starts, starts, staying, count, schedule, channels_last, done)
+    size = _together(schedule)
+    features, answers = read_head(model, head, inputs.split(size))
+    opposite, _ = read_head(model, head, starts.split(size))
     device = starts.device
     return Anchors(inputs, answers.to(device), features.to(device), opposite.to(device))
 
@@ -88,14 +91,18 @@ def imagine(
     *,
     count: int,
     schedule: Schedule,
+    channels_last: bool = False,
     done: Callable[[int], None] = lambda count: None,
 ) -> tuple[Tensor, Tensor]:
     """`count` inputs [count, *shape] that theta* takes for a class to forget, made from anchors
     with the range and statistics of the inputs `like`; and its logits on them, [count, c].
     """
-    inputs = _invert(model, anchors.inputs, like, forgotten, count, schedule, done)
+    inputs = _invert(
+        model, anchors.inputs, like, forgotten, count, schedule, channels_last, done
+    )  # fmt: skip
     with torch.no_grad():
-        return inputs, torch.cat([model(part).float() for part in inputs.split(BATCH)])
+        parts = inputs.split(_together(schedule))
+        return inputs, torch.cat([model(part).float() for part in parts])
 
 
 def _invert(
@@ -105,21 +112,25 @@ def _invert(
     wanted: Tensor,
     count: int,
     schedule: Schedule,
+    channels_last: bool,
     done: Callable[[int], None],
 ) -> Tensor:
     """Inputs for the `wanted` classes, bool [c], from some of `starts`."""
     generator = torch.Generator().manual_seed(schedule.seed)
-    own = _statistics(like)
-    bounds = like.amin(_all_but_channel(like), True), like.amax(_all_but_channel(like), True)
+    places = _all_but_channel(like, channels_last)
+    own = _statistics(like, places)
+    bounds = like.amin(places, True), like.amax(places, True)
     made: list[Tensor] = []
     short = shorter(model, starts[:2])
     with only_trained(model, []):
-        for first in range(0, count, BATCH):
-            size = min(BATCH, count - first)
+        for first in range(0, count, _together(schedule)):
+            size = min(_together(schedule), count - first)
             chosen = torch.randint(len(starts), (size,), generator=generator).to(starts.device)
             target = _targets(size, wanted, generator)
             with short:
-                found = _descend(model, starts[chosen], target, own, bounds, schedule.inversion)
+                found = _descend(
+                    model, starts[chosen], target, own, bounds, places, schedule.inversion
+                )
             made.append(found)
             done(first + size)
     return torch.cat(made)
@@ -148,6 +159,7 @@ def _descend(
     target: Tensor,
     own: tuple[Tensor, Tensor],
     bounds: tuple[Tensor, Tensor],
+    places: tuple[int, ...],
     steps: int,
 ) -> Tensor:
     mean, deviation = own
@@ -156,7 +168,7 @@ def _descend(
     optimiser = torch.optim.Adam([x], RATE)
     for _ in range(steps):
         inputs = x * deviation
-        means, deviations = _statistics(inputs)
+        means, deviations = _statistics(inputs, places)
         apart = ((means - mean) / deviation).square() + (deviations / deviation - 1).square()
         loss = F.cross_entropy(model(inputs).float(), target) + STATISTICS * apart.mean()
         # The mean over a batch would give each of its members a smaller step.
@@ -182,14 +194,20 @@ def _targets(size: int, wanted: Tensor, generator: torch.Generator) -> Tensor:
     return target.to(wanted.device)
 
 
-def _all_but_channel(x: Tensor) -> tuple[int, ...]:
-    """Of maps [n, k, h, w], tokens [n, t, k] and vectors [n, k]."""
-    return (0, 2, 3) if x.dim() == 4 else tuple(range(x.dim() - 1))
+def _together(schedule: Schedule) -> int:
+    """How many inputs go through the network at once: as in a step, of forget inputs and as many
+    anchors."""
+    return min(BATCH, 2 * schedule.batch_size)
 
 
-def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+def _all_but_channel(x: Tensor, channels_last: bool) -> tuple[int, ...]:
+    """Of maps [n, k, h, w] or [n, h, w, k], tokens [n, t, k] and vectors [n, k]."""
+    return (0, 2, 3) if x.dim() == 4 and not channels_last else tuple(range(x.dim() - 1))
+
+
+def _statistics(x: Tensor, places: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation per channel, in x's dimensions."""
-    variance, mean = torch.var_mean(x.float(), _all_but_channel(x), correction=0, keepdim=True)
+    variance, mean = torch.var_mean(x.float(), places, correction=0, keepdim=True)
     return mean, (variance + EPSILON).sqrt()
 
 
@@ -226,12 +244,12 @@ class Company:
         self._forgotten, self._weights = forgotten, weights
         self._middle = anchors.features.mean(dim=0)
         self._reach = (anchors.opposite - self._middle).square().sum(dim=1).mean()
-        self._row = HeadRow(model.get_submodule(head), forgotten, anchors.features, anchors.answers)
+        self._row = HeadRow(model, head, forgotten, anchors.features, anchors.answers)
         distance = discriminant(anchors.opposite, anchors.features)[1]
         self._apart = (schedule.apart * distance).clamp(min=schedule.least_apart)
-        self._tau = schedule.tau
+        self._tau, self._together = schedule.tau, _together(schedule)
         self._reference = restricted_log_softmax(anchors.answers, forgotten)
-        self._spread = anchors.features.var(dim=0).sum()
+        self._spread = anchors.features.var(dim=0, correction=0).sum() + EPSILON
         self._draw = torch.Generator().manual_seed(schedule.seed)
         self.restart()
 
@@ -246,7 +264,7 @@ class Company:
         return [f"{self._head}.{name}" for name in self._row.changes]
 
     def withdraw(self, answers: Tensor) -> None:
-        """Move the head's row of the class; `answers` are theta*'s logits on the forget images."""
+        """Move the head's row of the class; `answers` are those of the `ForgetSet`."""
         goal = level(answers, self._forgotten, self._tau)
         means = torch.stack([self._middle, self._anchors.opposite.mean(dim=0)])
         self._row.withdraw(means, goal)
@@ -259,7 +277,7 @@ class Company:
     def drift(self) -> float:
         """Of the model's answers to all anchors, nats."""
         answers = torch.cat(
-            [self._model(part).float() for part in self._anchors.inputs.split(BATCH)]
+            [self._model(part).float() for part in self._anchors.inputs.split(self._together)]
         )
         return stability(answers, self._reference, self._forgotten).item()
 
@@ -268,7 +286,7 @@ class Company:
         the drift of the answers to the anchors, nats."""
         count, anchors = len(inputs), self._anchors
         index = torch.randint(len(anchors.inputs), (count,), generator=self._draw)
-        index = index.to(inputs.device)
+        index = index.to(inputs.device, non_blocking=True)  # a GPU is not waited for
         with listening(self._model, self._head) as heard:
             answers = self._model(torch.cat([inputs, anchors.inputs[index]]))
         ours, theirs = heard[0].split(count)

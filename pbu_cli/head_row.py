@@ -5,10 +5,14 @@ moves them is the images of the others: a step of cross-entropy takes p_c(x) (h(
 h the input of the head. They end up against the mean features, where the row of a class that was
 seen points at it: on CIFAR-10 the cosine of w and the mean features of the other classes was -0.98
 and -0.96 in networks trained without ship and without cat, -0.13 and 0.04 in the original. And the
-class's own images get much the same logit from it as others do. So (w, b) is taken as short as it
-can be with
+class's own images get much the same logit from it as others do. Softmax knows no difference between
+rows and rows that are all moved alike, so what counts is (w, b) less (w', b'), the mean of the rows
+that stay. That is taken as short as it can be with
 
-    w . m + b = level    for m the mean features of the anchors, and those of the forget images.
+    (w - w') . m + b - b' = min(level, 0)
+
+for m the mean features of the anchors, and those of the forget images. The 0: where the logits that
+stay are so far apart that their mean is below the goal already, nothing pushes.
 
 A row left as it was keeps the direction that the class was read from, for whoever tunes the network
 on ten images to find again; and forgetting through it drags the features of all classes along. Of
@@ -26,50 +30,57 @@ from torch import Tensor, nn
 from pbu_cli.objective import log_odds
 
 RIDGE = 1e-3
+SMALLEST = 1e-9
 
 
 def level(answers: Tensor, forgotten: Tensor, tau: float) -> Tensor:
-    """What every forgotten logit has to be for log odds of logit(tau) in the mean over n:
-    logit(tau) + mean_n logsumexp_{c not in K} z_nc - log |K|. [n, c], [c] bool -> [].
+    """How far from the mean of the logits that stay every forgotten one has to be for log odds of
+    logit(tau) in the mean over n: logit(tau) - log |K|
+    + mean_n (logsumexp_{c not in K} z_nc - mean_{c not in K} z_nc). [n, c], [c] bool -> [].
 
-    >>> level(torch.zeros(1, 3), torch.tensor([True, False, False]), tau=0.5).exp()
+    >>> level(torch.ones(1, 3), torch.tensor([True, False, False]), tau=0.5).exp()
     tensor(2.)
     """
-    alone = torch.zeros_like(answers).where(forgotten, answers)  # the forgotten logits at 0
-    return math.log(tau / (1 - tau)) - log_odds(alone, forgotten).mean()
+    middle = answers[:, ~forgotten].mean(dim=1, keepdim=True)
+    return math.log(tau / (1 - tau)) - log_odds(middle.where(forgotten, answers), forgotten).mean()
 
 
 class HeadRow:
-    """The rows of `forgotten`, bool [c], in a linear layer [c, d] or a 1x1 convolution.
+    """The rows of `forgotten`, bool [c], in the module `head` of `model`, a linear layer [c, d] or
+    a 1x1 convolution.
 
     features [n, d], answers [n, c]: what goes into the layer, and the network's logits. Where the
     layer does not make the one of the other, the row means something else and stays as it is: its
     weight may be computed, or its output be divided, cut off or normalised before it is a logit.
+    It stays too where another module has the same weight.
     changes: what is changed of weight and bias.
     """
 
     def __init__(
-        self, head: nn.Module, forgotten: Tensor, features: Tensor, answers: Tensor
+        self, model: nn.Module, head: str, forgotten: Tensor, features: Tensor, answers: Tensor
     ) -> None:
-        own = dict(head.named_parameters(recurse=False))
-        known = _gives(own.get("weight"), own.get("bias"), features, answers)
+        own = dict(model.get_submodule(head).named_parameters(recurse=False))
+        everywhere = [id(p) for _, p in model.named_parameters(remove_duplicate=False)]
+        alone = all(everywhere.count(id(parameter)) == 1 for parameter in own.values())
+        known = alone and _gives(own.get("weight"), own.get("bias"), features, answers)
         self.changes = {name: own[name] for name in ("weight", "bias") if known and name in own}
         self._forgotten = forgotten
         self._before = {name: p.detach().clone() for name, p in self.changes.items()}
 
     @torch.no_grad()
     def withdraw(self, means: Tensor, level: Tensor) -> None:
-        """See above. means: [k, d], level: []. Without a bias the logits stay a little short of the
-        level, and the row finite where a mean is 0."""
+        """See above. means: [k, d], level: []. The row stays finite where the means are 0."""
         if not self.changes:
             return
         weight, bias = self.changes["weight"], self.changes.get("bias")
-        among = means @ means.T + 1
-        among.diagonal().add_(RIDGE * among.diagonal().mean())  # equal means are one
-        shares = level * torch.linalg.solve(among, torch.ones_like(means[:, 0]))
-        weight[self._forgotten] = (shares @ means).view(weight.shape[1:])
+        among = means @ means.T + (bias is not None)
+        # Equal means are one, and without a bias those of 0 are none.
+        among.diagonal().add_((RIDGE * among.diagonal().mean()).clamp(min=SMALLEST))
+        shares = level.clamp(max=0) * torch.linalg.solve(among, torch.ones_like(means[:, 0]))
+        middle = weight[~self._forgotten].mean(dim=0)
+        weight[self._forgotten] = middle + (shares @ means).view(middle.shape)
         if bias is not None:
-            bias[self._forgotten] = shares.sum()
+            bias[self._forgotten] = bias[~self._forgotten].mean() + shares.sum()
 
     @torch.no_grad()
     def restore(self) -> None:

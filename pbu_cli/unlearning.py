@@ -50,10 +50,10 @@ def unlearn(
 ) -> Iterator[Progress]:
     """Move the `trained` parameters of `model`, in place, until the forget set is forgotten.
 
-    With `company` there are anchors beside the forget images in every step, and the head's row of
-    the class is withdrawn first, whether the head trains or not. `fisher` holds the
-    Fisher diagonal of every trained parameter at any scale, of whole kernels where the model's are
-    `crops`; it may be empty where beta is 0. The last Progress carries the reason for stopping.
+    With `company` there are anchors beside the forget images in every step, and unless delta is 0
+    the head's row of the class is withdrawn first, whether the head trains or not. `fisher` holds
+    the Fisher diagonal of every trained parameter at any scale, of whole kernels where the model's
+    are `crops`; it may be empty where beta is 0. The last Progress carries the reason for stopping.
     Raises PbuError, with theta* restored, where the loss becomes NaN or infinite.
     """
     keep_freed_memory()
@@ -69,7 +69,9 @@ def unlearn(
     with only_trained(model, theta):
         reference = objective.restricted_log_softmax(images.answers, images.forgotten)
         rate = calibrated_rate(model, images, theta, factors, schedule)
-        if company is not None:  # the rate is that of the row as it was: it has excess to lose
+        # The rate is that of the row as it was: it has excess to lose. The paper's objective would
+        # be reached by the row alone, and stop.
+        if company is not None and bounded:
             company.withdraw(images.answers)
         theta_star = _copy(theta)
         trial = model(images.inputs(torch.arange(min(2, len(images)), device=device)))

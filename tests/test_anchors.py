@@ -171,11 +171,59 @@ def test_the_pull_is_the_gradient_of_the_log_distance(case):
     assert torch.allclose(found.double(), wanted, rtol=1e-3, atol=1e-6)
 
 
-def test_what_is_near_enough_is_not_pushed(case):
+@pytest.mark.parametrize(("apart", "pushed"), [(0.9, False), (1.1, True)])
+def test_what_is_near_enough_is_not_pushed(case, apart, pushed):
+    """A tenth of the squared distance at theta*, but no less than 3.5."""
+    anchors = made(case)
+    before = discriminant(anchors.opposite, anchors.features)[1].item()
+    enough = max(3.5, before / 10)
+    assert enough > 3.5
+    torch.manual_seed(0)
+    theirs = torch.randn(4000, 16)
+    step = torch.zeros(16)
+    step[0] = (1.05 * apart * enough) ** 0.5  # the covariance's diagonal is 1 and 5 % of that
     meeting = company(case, epsilon=0.0)
     meeting._recent = []
-    same = torch.randn(64, 16)
-    assert meeting._pull(same, same.roll(1, 0)).item() == 0
+    found = meeting._pull(theirs.roll(1, 0) + step, theirs)
+    assert bool(found != 0) == pushed
+
+
+def test_one_anchor_gives_a_loss_that_is_finite(case):
+    model, images, labels = case
+    meeting = Company(model, HEAD, made(case, 1), FORGOTTEN, DEEP.weights, DEEP.schedule)
+    assert meeting.meet(images[labels == GONE][:8])[1].isfinite()
+
+
+def test_no_pass_is_of_more_than_twice_the_batch_of_a_step(case, monkeypatch):
+    seen: list[int] = []
+    model, images, labels = case
+    handle = model.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    starts, schedule = images[labels == GONE], replace(DEEP.schedule, batch_size=4)
+    anchors = synthesise(model, HEAD, starts, ~FORGOTTEN, count=20, schedule=schedule)
+    imagine(model, anchors, starts, FORGOTTEN, count=20, schedule=schedule)
+    meeting = Company(model, HEAD, anchors, FORGOTTEN, DEEP.weights, schedule)
+    meeting.meet(starts[:4])
+    meeting.drift()
+    handle.remove()
+    assert max(seen) == 8
+
+
+def test_statistics_are_of_channels_wherever_they_stand(monkeypatch):
+    """A network on maps with the channels last makes of them what the same one makes of others."""
+    monkeypatch.setattr("pbu_cli.anchors.multiplies_bfloat16", lambda device: False)
+    torch.manual_seed(0)
+    last = nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 2, CLASSES)).eval()
+    first = nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 2, CLASSES)).eval()
+    starts = torch.randn(30, 3, 4, 2) * torch.tensor([1.0, 5.0])
+    with torch.no_grad():
+        weight = last[1].weight.view(CLASSES, 3, 4, 2).movedim(3, 1)
+        first[1].weight.copy_(weight.reshape(CLASSES, -1))
+        first[1].bias.copy_(last[1].bias)
+    found = [
+        synthesise(model, "1", x, ~FORGOTTEN, count=16, schedule=DEEP.schedule, channels_last=at)
+        for model, x, at in ((last, starts, True), (first, starts.movedim(3, 1), False))
+    ]
+    assert torch.allclose(found[0].inputs.movedim(3, 1), found[1].inputs, atol=1e-3)
 
 
 def test_what_goes_further_out_than_the_class_was_is_pulled_back(case):
@@ -220,6 +268,21 @@ def test_a_loss_that_is_not_finite_restores_the_row_too(case, trained):
             schedule=replace(DEEP.schedule, steps_to_goal=1e-36),
         ))  # fmt: skip
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_the_papers_objective_moves_no_row_in_advance(case):
+    """The row alone would reach it, and the run would stop there."""
+    model = case[0]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for _ in unlearn(
+        model, forget_set(case), {}, trained=["1.weight"], head=[], company=company(case),
+        weights=replace(DEEP.weights, beta=0.0, delta=0.0), schedule=DEEP.schedule,
+    ):  # fmt: skip
+        pass
+    after = dict(model.state_dict())
+    moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    model.load_state_dict(before)
+    assert moved == {"1.weight"}
 
 
 def test_with_them_the_features_forget_and_the_other_classes_stay(case):

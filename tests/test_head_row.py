@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -17,22 +18,23 @@ FORGOTTEN = torch.tensor([False, True, False])
 
 def test_at_the_level_the_mean_log_odds_are_the_goal():
     answers = torch.randn(20, 3)
-    answers[:, 1] = level(answers, FORGOTTEN, tau=1e-3)
+    middle = answers[:, ~FORGOTTEN].mean(dim=1)
+    answers[:, 1] = middle + level(answers, FORGOTTEN, tau=1e-3)
     assert log_odds(answers, FORGOTTEN).mean().item() == pytest.approx(math.log(1e-3 / 0.999))
 
 
 def test_several_classes_have_the_goal_together():
     both = torch.tensor([True, True, False])
     answers = torch.randn(20, 3)
-    answers[:, :2] = level(answers, both, tau=1e-3)
+    answers[:, :2] = answers[:, 2:] + level(answers, both, tau=1e-3)
     assert log_odds(answers, both).mean().item() == pytest.approx(math.log(1e-3 / 0.999))
 
 
 def row_of(layer: nn.Module, features: torch.Tensor) -> HeadRow:
     """The row of a layer that gives the logits of these features."""
-    x = features if isinstance(layer, nn.Linear) else features[:, :, None, None]
+    x = features if not isinstance(layer, nn.Conv2d) else features[:, :, None, None]
     with torch.no_grad():
-        return HeadRow(layer, FORGOTTEN, features, layer(x).flatten(1))
+        return HeadRow(layer, "", FORGOTTEN, features, layer(x).flatten(1))
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -44,7 +46,9 @@ def test_the_logit_at_the_means_is_the_level_and_other_rows_stay(head, bias):
     row, means = row_of(layer, features), features[:2]
     row.withdraw(means, torch.tensor(-6.0))
     x = means if head == "linear" else means[:, :, None, None]
-    assert layer(x).flatten(1)[:, 1].tolist() == pytest.approx([-6, -6], rel=0.03)
+    logits = layer(x).flatten(1)
+    middle = logits[:, ~FORGOTTEN].mean(dim=1)
+    assert (logits[:, 1] - middle).tolist() == pytest.approx([-6, -6], rel=0.03)
     assert row.changes.keys() == before.keys()
     for name, value in before.items():
         assert torch.equal(layer.get_parameter(name)[~FORGOTTEN], value[~FORGOTTEN])
@@ -53,13 +57,60 @@ def test_the_logit_at_the_means_is_the_level_and_other_rows_stay(head, bias):
 
 
 def test_it_is_as_short_as_can_be():
-    """Against numpy's least-norm solution of the two equations."""
+    """Against the least-norm solution of the two equations, from the mean of the other rows."""
     layer, features = nn.Linear(9, 3), 20 * torch.rand(6, 9)
     row_of(layer, features).withdraw(features[:2], torch.tensor(-6.0))
     equations = torch.cat([features[:2], torch.ones(2, 1)], dim=1).double()
+    rows = torch.cat([layer.weight, layer.bias[:, None]], dim=1).detach().double()
     least = torch.linalg.pinv(equations) @ torch.full((2,), -6.0, dtype=torch.float64)
-    found = torch.cat([layer.weight[1], layer.bias[1:2]]).detach().double()
-    assert (found - least).norm() < 0.03 * least.norm()
+    assert (rows[1] - (rows[0] + rows[2]) / 2 - least).norm() < 0.03 * least.norm()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_rows_that_are_all_moved_alike_make_no_difference(bias):
+    """Softmax does not see it, so neither may what is done."""
+    one, features = nn.Linear(9, 3, bias), torch.rand(6, 9)
+    other = copy.deepcopy(one)
+    with torch.no_grad():
+        other.weight += torch.randn(9)
+        if bias:
+            other.bias += 20
+    for layer in (one, other):
+        goal = level(layer(features).detach(), FORGOTTEN, tau=1e-4)
+        row_of(layer, features).withdraw(features[:2], goal)
+    assert torch.allclose(*(layer(features).softmax(1) for layer in (one, other)), atol=1e-5)
+
+
+def test_logits_far_apart_push_the_row_no_further_than_the_mean_of_the_others():
+    layer, features = nn.Linear(9, 3), torch.rand(6, 9)
+    goal = level(1000 * layer(features).detach(), FORGOTTEN, tau=1e-4)
+    assert goal > 50
+    row_of(layer, features).withdraw(features[:2], goal)
+    assert torch.allclose(layer.weight[1], (layer.weight[0] + layer.weight[2]) / 2)
+
+
+def test_several_rows_move_alike():
+    layer, features = nn.Linear(9, 4), 20 * torch.rand(6, 9)
+    gone = torch.tensor([False, True, True, False])
+    row = HeadRow(layer, "", gone, features, layer(features).detach())
+    row.withdraw(features[:2], torch.tensor(-6.0))
+    logits = layer(features[:2])
+    apart = logits[:, gone] - logits[:, ~gone].mean(dim=1, keepdim=True)
+    assert torch.allclose(apart, torch.full((2, 2), -6.0), rtol=0.03)
+
+
+def test_without_a_bias_features_of_length_1_reach_the_level_too():
+    layer, features = nn.Linear(9, 3, bias=False), F.normalize(torch.rand(6, 9))
+    row_of(layer, features).withdraw(features[:1].expand(2, 9), torch.tensor(-6.0))
+    logits = layer(features[:1])[0]
+    assert (logits[1] - (logits[0] + logits[2]) / 2).item() == pytest.approx(-6, rel=0.03)
+
+
+def test_a_row_whose_weight_another_module_has_too_stays():
+    model = nn.Sequential(nn.Linear(4, 3, bias=False), nn.Linear(4, 3))
+    model[1].weight = model[0].weight
+    features = torch.randn(6, 4)
+    assert HeadRow(model, "1", FORGOTTEN, features, model[1](features)).changes == {}
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -67,7 +118,7 @@ def test_means_of_nothing_or_the_same_twice_leave_it_finite(bias):
     for means in (torch.zeros(2, 4), torch.ones(2, 4)):
         layer, features = nn.Linear(4, 3, bias), torch.randn(6, 4)
         row_of(layer, features).withdraw(means, torch.tensor(-6.0))
-        assert layer(features).abs().max() < 20
+        assert layer(features).abs().max() < 30
 
 
 def test_it_is_where_training_without_the_class_takes_it():
@@ -81,11 +132,13 @@ def test_it_is_where_training_without_the_class_takes_it():
         descent.zero_grad()
         F.cross_entropy(layer(features), labels).backward()
         descent.step()
-    learnt = torch.cat([layer.weight[1], layer.bias[1:2]]).detach()
+    before = torch.cat([layer.weight, layer.bias[:, None]], dim=1).detach()
+    middle = (before[0] + before[2]) / 2
+    learnt = before[1] - middle
     mean = features.mean(dim=0)
     level_there = mean @ learnt[:-1] + learnt[-1]
     row_of(layer, features).withdraw(mean.expand(2, 16), level_there)
-    ours = torch.cat([layer.weight[1], layer.bias[1:2]]).detach()
+    ours = torch.cat([layer.weight[1], layer.bias[1:2]]).detach() - middle
     assert F.cosine_similarity(ours, learnt, dim=0) > 0.9
     assert ours.norm().item() == pytest.approx(learnt.norm().item(), rel=0.15)
 
@@ -99,7 +152,7 @@ def test_a_layer_that_does_not_give_the_logits_stays(what):
     answers = answers.log_softmax(1) if what == "log softmax" else answers
     answers = answers / 2 if what == "divided" else answers
     forgotten = torch.arange(answers.shape[1] if what != "no row a class" else 3) == 1
-    row = HeadRow(layer, forgotten, features, answers[:, :3])
+    row = HeadRow(layer, "", forgotten, features, answers[:, :3])
     before = layer(features)
     row.withdraw(torch.ones(2, 4), torch.tensor(-6.0))
     assert row.changes == {}
