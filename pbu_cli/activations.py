@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pbu_cli.errors import CheckpointError, printable
+
 SIDE = 8  # stage outputs are averaged to at most so many places a side
 
 
@@ -21,6 +23,7 @@ def read_head(model: nn.Module, head: str, rounds: Iterable[Tensor]) -> tuple[Te
     """The features that go into the module `head`, and the logits: [n, d] and [n, c], on the CPU.
 
     `rounds` are batches as the model takes them. Feature maps are averaged over their places.
+    Raises CheckpointError where the model does not call the module once for an answer.
 
     >>> model = nn.Sequential(nn.ReLU(), nn.Linear(2, 1, bias=False))
     >>> read_head(model, "1", [torch.tensor([[-1.0, 2.0]])])[0]
@@ -30,6 +33,12 @@ def read_head(model: nn.Module, head: str, rounds: Iterable[Tensor]) -> tuple[Te
     with listening(model, head) as heard:
         for x in rounds:
             logits.append(model(x).float().cpu())
+            if len(heard) != 1:
+                raise CheckpointError(
+                    f"{printable(head)} is called {len(heard)} times for an answer; expected once,"
+                    " by the layer that gives the logits: define that one last in the module, or"
+                    " unlearn with --fast"
+                )
             seen.append(heard.pop().cpu())
     return torch.cat(seen), torch.cat(logits)
 

@@ -238,14 +238,15 @@ def _affordable_cut(
     device = subject.device
     some = normalise(images.pixels[:2].to(device), preprocessing)
     cut = find_cut(subject.network.module, trained, some)
-    return cut if cut is not None and affordable(cut, len(images.pixels), device) else None
+    held = 0 if cut is None else bytes_held(cut, len(images.pixels))
+    return cut if cut is not None and affordable(held, device) else None
 
 
-def affordable(cut: Cut, images: int, device: torch.device) -> bool:
-    """Whether memory holds the features of so many images: half of what is free on a GPU, a quarter
-    of the machine's elsewhere."""
+def affordable(needed: int, device: torch.device) -> bool:
+    """Whether memory holds so many bytes: half of what is free on a GPU, a quarter of the machine's
+    elsewhere."""
     free = torch.cuda.mem_get_info(device)[0] / 2 if device.type == "cuda" else memory() / 4
-    return bytes_held(cut, images) <= free
+    return needed <= free
 
 
 def left_out(which: str, images: Images) -> list[str]:

@@ -27,8 +27,8 @@ from pbu_cli.logits import batches, normalise
 from pbu_cli.model import load
 from pbu_cli.objective import restricted_log_softmax, stability
 from pbu_cli.settings import FORGOTTEN, Estimator, Schedule, Weights
-from pbu_cli.stages import head_module
-from pbu_cli.trunk import beyond, look
+from pbu_cli.stages import head_module, maps_channels_last
+from pbu_cli.trunk import beyond, bytes_held, look
 from pbu_cli.unlearning import Progress, unlearn
 
 FISHER_BATCH = 64  # images; the totals are gone through once a batch, ...
@@ -215,7 +215,7 @@ def _forget_set(case: Case, schedule: Schedule) -> tuple[ForgetSet, Mirrored | N
         labels.to(device), case.forgotten, case.preprocessing, answers, features,
     )  # fmt: skip
     count, cut = len(images), case.cut
-    if not schedule.mirror or cut is None or not affordable(cut, 2 * count, device):
+    if not schedule.mirror or cut is None or not affordable(bytes_held(cut, 2 * count), device):
         return images, None
     some = torch.linspace(0, count - 1, min(schedule.window, count)).long()
     found = _look(case, pixels[some].flip(3))[1]
@@ -258,13 +258,23 @@ def _company(
     device = case.subject.device
     chosen = torch.linspace(0, len(images) - 1, min(count, len(images)), device=device).long()
     starts = images.inputs(chosen)
+    further = inputs_made(case, count, schedule) - count
+    needed = starts[0].nbytes * (len(starts) + 2 * (count + further) + len(images))
+    if not affordable(needed // 2, device):  # beside the images themselves
+        raise PbuError(
+            f"{count} anchors: take {needed / 2**30:.1f} GiB, more than memory has to spare;"
+            " nothing was written: lower --anchors, or use --fast"
+        )
+    last = case.cut is not None and maps_channels_last(network.builder)
     made = synthesise(
-        network.module, head, starts, case.staying, count=count, schedule=schedule, done=done
-    )
-    if further := inputs_made(case, count, schedule) - count:
+        network.module, head, starts, case.staying,
+        count=count, schedule=schedule, channels_last=last, done=done,
+    )  # fmt: skip
+    if further:
         more, answers = imagine(
             network.module, made, starts, forgotten,
-            count=further, schedule=schedule, done=lambda number: done(count + number),
+            count=further, schedule=schedule, channels_last=last,
+            done=lambda number: done(count + number),
         )  # fmt: skip
         images = images.joined(more, answers)
     return images, Company(network.module, head, made, forgotten, weights, schedule)

@@ -63,6 +63,7 @@ def estimated(drift: float, on_anchors: float | None = None) -> Damage:
     >>> estimated(0.0).estimate, estimated(math.inf).estimate
     (0.0, 100.0)
     """
+    drift = max(drift, 0.0)  # rounding may leave a KL a little below
     if on_anchors is None:
         return OF_IMAGES.damage(drift)
-    return OF_BOTH.damage(math.sqrt(drift * on_anchors))
+    return OF_BOTH.damage(math.sqrt(drift * max(on_anchors, 0.0)))

@@ -107,4 +107,4 @@ def recognised_mirrored(answers: Tensor, mirrored: Tensor, labels: Tensor) -> fl
         torch.bincount(labels[found.argmax(dim=1) == labels], minlength=answers.shape[1])
         for found in (answers, mirrored)
     )
-    return float((still / known.clamp(min=1))[labels.unique()].min())
+    return float((still * (known > 0) / known.clamp(min=1))[labels.unique()].min())

@@ -123,6 +123,11 @@ def head_module(model: nn.Module, architecture: str | None) -> str | None:
     return found[-1] if found else None
 
 
+def maps_channels_last(architecture: str | None) -> bool:
+    """Whether the network's feature maps are [n, height, width, k]: Swin's."""
+    return architecture is not None and architecture.startswith("swin")
+
+
 def _by_position(model: nn.Module) -> tuple[str, str]:
     """The user's own network: the head is the last block with parameters, the last stage the
     fewest blocks before it that hold a quarter of the other parameters.

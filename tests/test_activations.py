@@ -6,6 +6,7 @@ import torchvision
 from torch import nn
 
 from pbu_cli.activations import read_head, read_stages
+from pbu_cli.errors import CheckpointError
 from pbu_cli.stages import blocks, head_module
 
 
@@ -65,3 +66,17 @@ def test_tokens_are_averaged_and_what_is_no_tensor_is_left_out():
 def test_blocks_of_a_network_come_in_order():
     model = torchvision.models.resnet18(num_classes=3)
     assert list(blocks(model)) == ["conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "fc"]
+
+
+@pytest.mark.parametrize("times", [0, 2])
+def test_a_layer_that_does_not_give_the_logits_alone_is_named(times):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.last = nn.Linear(4, 3), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.body(x) + sum(self.last(x) for _ in range(times))
+
+    with pytest.raises(CheckpointError, match=f"last is called {times} times"):
+        read_head(Net(), "last", [torch.ones(2, 4)])

@@ -276,6 +276,16 @@ def test_no_forward_pass_is_of_more_images_than_the_batch_size(pbu, digits, tmp_
             "-o",
             tmp_path / "u.safetensors",
         ],
+        [
+            "unlearn",
+            digits.checkpoint,
+            "--anchors",
+            "40",
+            "--steps",
+            "5",
+            "-o",
+            tmp_path / "d.safetensors",
+        ],
         ["evaluate", digits.checkpoint, "--retain", digits.test],
     ):
         done = pbu(*command, "--forget", digits.train / "8", "--batch-size", 16, "-q")

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from pbu_cli.case import Case, Wanted, assemble, load_subject
-from pbu_cli.commands import _forget_set, _stored_as
+from pbu_cli.commands import _company, _forget_set, _stored_as
 from pbu_cli.demo import DemoFiles
+from pbu_cli.errors import PbuError
 from pbu_cli.settings import DEEP
 
 
@@ -61,10 +62,17 @@ def test_nothing_is_asked_where_they_are_not_wanted(threes, monkeypatch):
 
 
 def test_they_stay_out_where_memory_does_not_hold_them(eights, monkeypatch):
-    monkeypatch.setattr("pbu_cli.commands.affordable", lambda cut, count, device: False)
+    monkeypatch.setattr("pbu_cli.commands.affordable", lambda needed, device: False)
     count = len(eights.image_labels)
     found, mirrored = _forget_set(eights, replace(DEEP.schedule, window=64, mirror=1e-6))
     assert (len(found), mirrored) == (count, None)
+
+
+def test_anchors_that_memory_does_not_hold_are_refused_with_what_they_take(eights, monkeypatch):
+    monkeypatch.setattr("pbu_cli.commands.affordable", lambda needed, device: needed < 1000)
+    images, _ = _forget_set(eights, replace(DEEP.schedule, mirror=0.0))
+    with pytest.raises(PbuError, match=r"2048 anchors: take 0\.\d GiB.*--anchors"):
+        _company(eights, images, 2048, DEEP.weights, DEEP.schedule, lambda count: None)
 
 
 def test_what_did_not_move_keeps_the_digits_that_float32_has_not():

@@ -20,6 +20,11 @@ def test_more_drift_is_more_damage():
     assert all(one.low <= one.estimate <= one.high <= 100 for one in found)
 
 
+def test_drift_that_rounding_left_below_0_is_none():
+    assert estimated(-1e-9) == estimated(0.0)
+    assert estimated(-1e-9, 0.002) == estimated(0.002, -1e-9) == estimated(0.0, 0.0)
+
+
 @pytest.mark.parametrize(("both", "constants"), [(False, OF_IMAGES), (True, OF_BOTH)])
 def test_the_constants_are_those_of_the_runs_on_file(both, constants):
     assert vars(constants) == pytest.approx(vars(gauge.fit(gauge.runs(), both)), rel=0.01)

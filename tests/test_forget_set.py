@@ -53,14 +53,16 @@ def test_the_class_with_the_least_decides():
 
 
 def test_nothing_recognised_is_no_symmetry():
-    wrong = torch.eye(3)[[0, 0]]
-    assert recognised_mirrored(wrong, wrong, torch.ones(2, dtype=torch.long)) == 0
+    wrong, labels = torch.eye(3)[[0, 0]], torch.ones(2, dtype=torch.long)
+    for mirrored in (wrong, torch.eye(3)[[1, 1]]):
+        assert recognised_mirrored(wrong, mirrored, labels) == 0
 
 
 def test_the_first_copies_are_the_images_and_the_others_are_moved_by_an_eighth_at_most():
     pixels = torch.randint(0, 256, (4, 1, 16, 16), dtype=torch.uint8)
     copies = shifted(pixels, 3, seed=0)
     assert torch.equal(copies[:4], pixels)
+    assert not torch.equal(copies[4:8], pixels)
     padded = torch.nn.functional.pad(pixels.float(), (2, 2, 2, 2), mode="replicate").byte()
     places = [padded[:, :, r : r + 16, c : c + 16] for r in range(5) for c in range(5)]
     for number, copy in enumerate(copies[4:]):

@@ -186,10 +186,11 @@ def unlearn(
         steps=steps or preset.schedule.steps,
         seed=seed,
         mirror=0.0 if no_mirror else preset.schedule.mirror,
-        batch_size=min(preset.schedule.batch_size, batch_size),
     )
     layers = layers or preset.layers
     anchors = preset.anchors if anchors is None else anchors
+    most = batch_size // 2 if anchors else batch_size  # beside as many anchors
+    schedule = replace(schedule, batch_size=max(1, min(schedule.batch_size, most)))
     if bool(anchors) != bool(weights.epsilon or weights.zeta):
         raise InvalidUsage(
             f"--anchors {anchors} with --epsilon {weights.epsilon:g} --zeta {weights.zeta:g}: needs"
