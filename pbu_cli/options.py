@@ -185,7 +185,7 @@ RecordKey = Annotated[
 Require = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="A_Df<=X|A_Dr>=X|MEASURE~X",
+        metavar="A_Df<=X|A_Dr>=X|damage<=X|MEASURE~X",
         help="Exit with 5 where this does not hold; may be repeated. ~X: within X of --retrained.",
         rich_help_panel=OUTPUT,
     ),

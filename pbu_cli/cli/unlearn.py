@@ -137,7 +137,7 @@ def unlearn(
         typer.Option(
             metavar=LAYERS,
             help="Which parameters train: the last stage, it and the head, the head, all, or a"
-            " pattern in their names.",
+            " pattern in their names. With anchors the head's row of the class moves too.",
             show_default=f"{DEEP.layers}; --fast: {FAST.layers}",
         ),
     ] = None,
