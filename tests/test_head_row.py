@@ -143,13 +143,25 @@ def test_it_is_where_training_without_the_class_takes_it():
     assert ours.norm().item() == pytest.approx(learnt.norm().item(), rel=0.15)
 
 
-@pytest.mark.parametrize("what", ["computed", "no row a class", "log softmax", "divided"])
+def test_a_log_softmax_behind_the_layer_makes_no_difference():
+    """As in many a network that was trained with nll_loss."""
+    one, features = nn.Linear(9, 3), torch.rand(6, 9)
+    other = copy.deepcopy(one)
+    logits = one(features).detach()
+    for layer, answers in ((one, logits), (other, logits.log_softmax(1))):
+        row = HeadRow(layer, "", FORGOTTEN, features, answers)
+        row.withdraw(features[:2], level(answers, FORGOTTEN, tau=1e-4))
+        assert row.changes.keys() == {"weight", "bias"}
+    assert torch.allclose(one.weight, other.weight, atol=1e-5)
+
+
+@pytest.mark.parametrize("what", ["computed", "no row a class", "cut off", "divided"])
 def test_a_layer_that_does_not_give_the_logits_stays(what):
     layer, features = nn.Linear(4, 5 if what == "no row a class" else 3), torch.randn(6, 4)
     if what == "computed":
         layer = torch.nn.utils.parametrizations.weight_norm(layer)
     answers = layer(features).detach()
-    answers = answers.log_softmax(1) if what == "log softmax" else answers
+    answers = answers.relu() if what == "cut off" else answers
     answers = answers / 2 if what == "divided" else answers
     forgotten = torch.arange(answers.shape[1] if what != "no row a class" else 3) == 1
     row = HeadRow(layer, "", forgotten, features, answers[:, :3])
