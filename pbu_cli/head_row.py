@@ -6,13 +6,13 @@ h the input of the head. They end up against the mean features, where the row of
 seen points at it: on CIFAR-10 the cosine of w and the mean features of the other classes was -0.98
 and -0.96 in networks trained without ship and without cat, -0.13 and 0.04 in the original. And the
 class's own images get much the same logit from it as others do. Softmax knows no difference between
-rows and rows that are all moved alike, so what counts is (w, b) less (w', b'), the mean of the rows
-that stay. That is taken as short as it can be with
+rows and rows that are all moved alike, so what counts is (w, b) less (w', b'), the mean of theta*'s
+rows of all classes, which training does not move. That is taken as short as it can be with
 
     (w - w') . m + b - b' = min(level, 0)
 
 for m the mean features of the anchors, and those of the forget images. The 0: where the logits that
-stay are so far apart that their mean is below the goal already, nothing pushes.
+stay are so far apart that the mean of all is below the goal already, nothing pushes.
 
 A row left as it was keeps the direction that the class was read from, for whoever tunes the network
 on ten images to find again; and forgetting through it drags the features of all classes along. Of
@@ -34,14 +34,14 @@ SMALLEST = 1e-9
 
 
 def level(answers: Tensor, forgotten: Tensor, tau: float) -> Tensor:
-    """How far from the mean of the logits that stay every forgotten one has to be for log odds of
-    logit(tau) in the mean over n: logit(tau) - log |K|
-    + mean_n (logsumexp_{c not in K} z_nc - mean_{c not in K} z_nc). [n, c], [c] bool -> [].
+    """How far from the mean of all of theta*'s logits z every forgotten one has to be for log odds
+    of logit(tau) in the mean over n: logit(tau) - log |K|
+    + mean_n (logsumexp_{c not in K} z_nc - mean_c z_nc). [n, c], [c] bool -> [].
 
     >>> level(torch.ones(1, 3), torch.tensor([True, False, False]), tau=0.5).exp()
     tensor(2.)
     """
-    middle = answers[:, ~forgotten].mean(dim=1, keepdim=True)
+    middle = answers.mean(dim=1, keepdim=True)
     return math.log(tau / (1 - tau)) - log_odds(middle.where(forgotten, answers), forgotten).mean()
 
 
@@ -77,10 +77,10 @@ class HeadRow:
         # Equal means are one, and without a bias those of 0 are none.
         among.diagonal().add_((RIDGE * among.diagonal().mean()).clamp(min=SMALLEST))
         shares = level.clamp(max=0) * torch.linalg.solve(among, torch.ones_like(means[:, 0]))
-        middle = weight[~self._forgotten].mean(dim=0)
+        middle = weight.mean(dim=0)
         weight[self._forgotten] = middle + (shares @ means).view(middle.shape)
         if bias is not None:
-            bias[self._forgotten] = bias[~self._forgotten].mean() + shares.sum()
+            bias[self._forgotten] = bias.mean() + shares.sum()
 
     @torch.no_grad()
     def restore(self) -> None:

@@ -18,15 +18,14 @@ FORGOTTEN = torch.tensor([False, True, False])
 
 def test_at_the_level_the_mean_log_odds_are_the_goal():
     answers = torch.randn(20, 3)
-    middle = answers[:, ~FORGOTTEN].mean(dim=1)
-    answers[:, 1] = middle + level(answers, FORGOTTEN, tau=1e-3)
+    answers[:, 1] = answers.mean(dim=1) + level(answers, FORGOTTEN, tau=1e-3)
     assert log_odds(answers, FORGOTTEN).mean().item() == pytest.approx(math.log(1e-3 / 0.999))
 
 
 def test_several_classes_have_the_goal_together():
     both = torch.tensor([True, True, False])
     answers = torch.randn(20, 3)
-    answers[:, :2] = answers[:, 2:] + level(answers, both, tau=1e-3)
+    answers[:, :2] = answers.mean(dim=1, keepdim=True) + level(answers, both, tau=1e-3)
     assert log_odds(answers, both).mean().item() == pytest.approx(math.log(1e-3 / 0.999))
 
 
@@ -37,6 +36,11 @@ def row_of(layer: nn.Module, features: torch.Tensor) -> HeadRow:
         return HeadRow(layer, "", FORGOTTEN, features, layer(x).flatten(1))
 
 
+def rows(layer: nn.Linear) -> torch.Tensor:
+    """Weight and bias, [c, d + 1]."""
+    return torch.cat([layer.weight, layer.bias[:, None]], dim=1).detach()
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("head", ["linear", "convolution"])
 def test_the_logit_at_the_means_is_the_level_and_other_rows_stay(head, bias):
@@ -44,11 +48,10 @@ def test_the_logit_at_the_means_is_the_level_and_other_rows_stay(head, bias):
     before = {name: p.detach().clone() for name, p in layer.named_parameters()}
     features = 20 * torch.rand(6, 9)
     row, means = row_of(layer, features), features[:2]
-    row.withdraw(means, torch.tensor(-6.0))
     x = means if head == "linear" else means[:, :, None, None]
-    logits = layer(x).flatten(1)
-    middle = logits[:, ~FORGOTTEN].mean(dim=1)
-    assert (logits[:, 1] - middle).tolist() == pytest.approx([-6, -6], rel=0.03)
+    middle = layer(x).flatten(1).mean(dim=1)
+    row.withdraw(means, torch.tensor(-6.0))
+    assert (layer(x).flatten(1)[:, 1] - middle).tolist() == pytest.approx([-6, -6], rel=0.03)
     assert row.changes.keys() == before.keys()
     for name, value in before.items():
         assert torch.equal(layer.get_parameter(name)[~FORGOTTEN], value[~FORGOTTEN])
@@ -57,13 +60,13 @@ def test_the_logit_at_the_means_is_the_level_and_other_rows_stay(head, bias):
 
 
 def test_it_is_as_short_as_can_be():
-    """Against the least-norm solution of the two equations, from the mean of the other rows."""
+    """Against the least-norm solution of the two equations, from the mean of the rows."""
     layer, features = nn.Linear(9, 3), 20 * torch.rand(6, 9)
+    middle = rows(layer).mean(dim=0)
     row_of(layer, features).withdraw(features[:2], torch.tensor(-6.0))
-    equations = torch.cat([features[:2], torch.ones(2, 1)], dim=1).double()
-    rows = torch.cat([layer.weight, layer.bias[:, None]], dim=1).detach().double()
-    least = torch.linalg.pinv(equations) @ torch.full((2,), -6.0, dtype=torch.float64)
-    assert (rows[1] - (rows[0] + rows[2]) / 2 - least).norm() < 0.03 * least.norm()
+    equations = torch.cat([features[:2], torch.ones(2, 1)], dim=1)
+    least = torch.linalg.pinv(equations) @ torch.full((2,), -6.0)
+    assert (rows(layer)[1] - middle - least).norm() < 0.03 * least.norm()
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -83,27 +86,28 @@ def test_rows_that_are_all_moved_alike_make_no_difference(bias):
 
 def test_logits_far_apart_push_the_row_no_further_than_the_mean_of_the_others():
     layer, features = nn.Linear(9, 3), torch.rand(6, 9)
-    goal = level(1000 * layer(features).detach(), FORGOTTEN, tau=1e-4)
-    assert goal > 50
+    goal = level(torch.tensor([[0.0, 0.0, 60.0]]), FORGOTTEN, tau=1e-4)
+    assert goal > 0
+    middle = rows(layer).mean(dim=0)
     row_of(layer, features).withdraw(features[:2], goal)
-    assert torch.allclose(layer.weight[1], (layer.weight[0] + layer.weight[2]) / 2)
+    assert torch.allclose(rows(layer)[1], middle)
 
 
 def test_several_rows_move_alike():
     layer, features = nn.Linear(9, 4), 20 * torch.rand(6, 9)
     gone = torch.tensor([False, True, True, False])
     row = HeadRow(layer, "", gone, features, layer(features).detach())
+    middle = layer(features[:2]).mean(dim=1, keepdim=True)
     row.withdraw(features[:2], torch.tensor(-6.0))
-    logits = layer(features[:2])
-    apart = logits[:, gone] - logits[:, ~gone].mean(dim=1, keepdim=True)
+    apart = layer(features[:2])[:, gone] - middle
     assert torch.allclose(apart, torch.full((2, 2), -6.0), rtol=0.03)
 
 
 def test_without_a_bias_features_of_length_1_reach_the_level_too():
     layer, features = nn.Linear(9, 3, bias=False), F.normalize(torch.rand(6, 9))
+    middle = layer(features[:1])[0].mean()
     row_of(layer, features).withdraw(features[:1].expand(2, 9), torch.tensor(-6.0))
-    logits = layer(features[:1])[0]
-    assert (logits[1] - (logits[0] + logits[2]) / 2).item() == pytest.approx(-6, rel=0.03)
+    assert (layer(features[:1])[0, 1] - middle).item() == pytest.approx(-6, rel=0.03)
 
 
 def test_a_row_whose_weight_another_module_has_too_stays():
@@ -132,13 +136,12 @@ def test_it_is_where_training_without_the_class_takes_it():
         descent.zero_grad()
         F.cross_entropy(layer(features), labels).backward()
         descent.step()
-    before = torch.cat([layer.weight, layer.bias[:, None]], dim=1).detach()
-    middle = (before[0] + before[2]) / 2
-    learnt = before[1] - middle
+    middle = rows(layer).mean(dim=0)
+    learnt = rows(layer)[1] - middle
     mean = features.mean(dim=0)
     level_there = mean @ learnt[:-1] + learnt[-1]
     row_of(layer, features).withdraw(mean.expand(2, 16), level_there)
-    ours = torch.cat([layer.weight[1], layer.bias[1:2]]).detach() - middle
+    ours = rows(layer)[1] - middle
     assert F.cosine_similarity(ours, learnt, dim=0) > 0.9
     assert ours.norm().item() == pytest.approx(learnt.norm().item(), rel=0.15)
 
