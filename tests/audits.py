@@ -44,12 +44,13 @@ def by_pbu(*flags: str) -> Callable[..., None]:
 
 def by_authors(original: Path, forget: Path, output: Path, own: list[str]) -> None:
     """Their recipe on the case's own network and images, as `pbu benchmark` runs it."""
-    flags = dict(zip(own[::2], own[1::2], strict=True))
+    flags = dict(zip(own[::2], own[1::2], strict=True))  # --label among them
     mean, std = (
         tuple(map(float, flags[name].split(","))) if name in flags else None
         for name in ("--mean", "--std")
     )
-    wanted = Wanted(arch=flags.get("--arch"), mean=mean, std=std)
+    labels = (flags["--label"],)
+    wanted = Wanted(arch=flags.get("--arch"), labels=labels, mean=mean, std=std)
     subject = load_subject(original, wanted, _unheard)
     case = assemble(subject, [str(forget)], wanted, _unheard)
     feed = Feed(case.images.pixels, case.image_labels, case.preprocessing)
@@ -109,7 +110,8 @@ def main() -> None:
     parser.add_argument("--retrained", type=Path, required=True)
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     given = parser.parse_args()
-    archive, name, own, _ = CASES[given.case]
+    archive, name, flags, _ = CASES[given.case]
+    own = [*flags, "--label", str(given.label)]  # what forgot says itself no more
     original = given.original or SHARED / "checkpoints" / f"{name}.safetensors"
     folder = str(given.label) if archive == "mnist" else CIFAR_CLASSES[given.label]
     rows: list[dict[str, Any]] = []
