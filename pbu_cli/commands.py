@@ -260,7 +260,8 @@ def _company(
     starts = images.inputs(chosen)
     further = inputs_made(case, count, schedule) - count
     needed = starts[0].nbytes * (len(starts) + 2 * (count + further) + len(images))
-    if not affordable(needed // 2, device):  # beside the images themselves
+    # Twice the share of memory that the images' features may take: little else is held by now.
+    if not affordable(needed // 2, device):
         raise PbuError(
             f"{count} anchors: take {needed / 2**30:.1f} GiB, more than memory has to spare;"
             " nothing was written: lower --anchors, or use --fast"

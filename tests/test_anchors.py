@@ -172,17 +172,18 @@ def test_the_pull_is_the_gradient_of_the_log_distance(case):
 
 
 @pytest.mark.parametrize(("apart", "pushed"), [(0.9, False), (1.1, True)])
-def test_what_is_near_enough_is_not_pushed(case, apart, pushed):
-    """A tenth of the squared distance at theta*, but no less than 3.5."""
+@pytest.mark.parametrize("share", [0.5, 1e-9])
+def test_what_is_near_enough_is_not_pushed(case, apart, pushed, share):
+    """A share of the squared distance at theta*, but no less than 3.5."""
     anchors = made(case)
     before = discriminant(anchors.opposite, anchors.features)[1].item()
-    enough = max(3.5, before / 10)
-    assert enough > 3.5
+    enough = max(3.5, share * before)
+    assert (enough > 3.5) == (share == 0.5)
     torch.manual_seed(0)
     theirs = torch.randn(4000, 16)
     step = torch.zeros(16)
     step[0] = (1.05 * apart * enough) ** 0.5  # the covariance's diagonal is 1 and 5 % of that
-    meeting = company(case, epsilon=0.0)
+    meeting = company(case, replace(DEEP.schedule, apart=share), epsilon=0.0)
     meeting._recent = []
     found = meeting._pull(theirs.roll(1, 0) + step, theirs)
     assert bool(found != 0) == pushed
@@ -194,7 +195,7 @@ def test_one_anchor_gives_a_loss_that_is_finite(case):
     assert meeting.meet(images[labels == GONE][:8])[1].isfinite()
 
 
-def test_no_pass_is_of_more_than_twice_the_batch_of_a_step(case, monkeypatch):
+def test_no_pass_is_of_more_than_twice_the_batch_of_a_step(case):
     seen: list[int] = []
     model, images, labels = case
     handle = model.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))

@@ -84,7 +84,7 @@ def test_rows_that_are_all_moved_alike_make_no_difference(bias):
     assert torch.allclose(*(layer(features).softmax(1) for layer in (one, other)), atol=1e-5)
 
 
-def test_logits_far_apart_push_the_row_no_further_than_the_mean_of_the_others():
+def test_logits_far_apart_push_the_row_no_further_than_the_mean_of_all():
     layer, features = nn.Linear(9, 3), torch.rand(6, 9)
     goal = level(torch.tensor([[0.0, 0.0, 60.0]]), FORGOTTEN, tau=1e-4)
     assert goal > 0
