@@ -24,7 +24,6 @@ from pbu_cli.model import build, load
 from tests import make_registry, registry_table
 from tests.make_registry import classifier, classifiers, first_convolution
 
-CHECKPOINTS = Path(__file__).parents[2] / "shared" / "checkpoints"
 RESNETS = [name for name in classifiers() if "resne" in name]
 SAMPLE = [
     *("resnet18", "resnet34", "densenet121", "convnext_tiny", "vit_b_16", "swin_t", "swin_v2_t"),
@@ -214,23 +213,21 @@ def test_tensors_that_resemble_nothing() -> None:
         infer({str(i): (1,) for i in range(1_000_000)})
 
 
-@pytest.mark.shared
 @pytest.mark.parametrize(
     ("file", "expected"),
     [("mnist_resnet34_fp16.safetensors", Architecture("resnet34", 10, in_channels=1))],
 )
-def test_real_checkpoints(file: str, expected: Architecture) -> None:
-    shapes = read_shapes(CHECKPOINTS / file)
+def test_real_checkpoints(shared: Path, file: str, expected: Architecture) -> None:
+    shapes = read_shapes(shared / "checkpoints" / file)
     infer(shapes)
     start = time.perf_counter()
     assert infer(shapes) == expected
     assert time.perf_counter() - start < 1
 
 
-@pytest.mark.shared
-def test_a_resnet_of_another_design_is_not_taken_for_torchvisions() -> None:
+def test_a_resnet_of_another_design_is_not_taken_for_torchvisions(shared: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
-        infer(read_shapes(CHECKPOINTS / "cifar10_resnet20.safetensors"))
+        infer(read_shapes(shared / "checkpoints" / "cifar10_resnet20.safetensors"))
     message = str(caught.value)
     assert "closest of torchvision is resnet18, 134 tensors differ" in message
     assert "conv1.weight is [16, 3, 3, 3], expected [64, 3, 3, 3]" in message
