@@ -49,7 +49,7 @@ def listening(model: nn.Module, head: str) -> Iterator[list[Tensor]]:
     to go through."""
     heard: list[Tensor] = []
     handle = model.get_submodule(head).register_forward_pre_hook(
-        lambda module, args: heard.append(_averaged(args[0].float(), 1))
+        lambda module, args: heard.append(averaged(args[0].float(), 1))
     )
     try:
         yield heard
@@ -71,7 +71,7 @@ def read_stages(
     def keep(path: str) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             if isinstance(output, Tensor):
-                seen[path].append(_averaged(output.float(), SIDE).cpu())
+                seen[path].append(averaged(output.float(), SIDE).cpu())
 
         return hook
 
@@ -89,8 +89,9 @@ def read_stages(
     }
 
 
-def _averaged(x: Tensor, side: int) -> Tensor:
-    """[n, k, h, w] or [n, t, d] or [n, d] -> [n, d]."""
+def averaged(x: Tensor, side: int) -> Tensor:
+    """[n, k, h, w], averaged to at most `side` places a side, or [n, t, d] over t, or [n, d]
+    -> [n, d]."""
     if x.dim() == 4:
         x = F.adaptive_avg_pool2d(x, (min(side, x.shape[2]), min(side, x.shape[3])))
     elif x.dim() == 3:

@@ -3,29 +3,34 @@
 Forget images say little about the other classes, and no other image may be read. But the network
 can be asked what it takes for one of them. Starting at the forget inputs, descend over x
 
-    cross-entropy(f(x), t) + 3 * mean_k ((m_k - m*_k) / s*_k)^2 + (s_k / s*_k - 1)^2
+    cross-entropy(f(x), t) + mean_lk ((m_lk - m*_lk) / s*_lk)^2 + (s_lk / s*_lk - 1)^2
 
-with t one of the classes that stay, or a mixture of two, and m, s the means and deviations of x's
-channels, m*, s* those at the start. These are no data: they come from theta*. x is what enters the
-layers that train, so behind the frozen trunk it is a feature map, no image ever exists, and the
-trunk costs nothing.
+with t one of the classes that stay, or a mixture of two, and m, s the means and deviations over a
+batch of what enters the channels of each BatchNorm l, m*, s* its statistics, which are those of all
+that the network was trained on. Without BatchNorm they are those of x's channels, m*, s* at the
+start, with a weight of 3. These are no data: they come from theta*. x is what enters the layers
+that train, so behind the frozen trunk it is a feature map, no image ever exists, and the trunk
+costs nothing.
 
 The same is then done the other way round, from anchors towards the class that is to go, for what
 else the network would recognise as one of it: what is forgotten on the images given alone comes
 back on others, the sooner the fewer they were.
 
 Source: after DeepInversion (Yin et al., "Dreaming to Distill", CVPR 2020, arXiv 1912.08795), there
-over pixels, from noise, with the statistics of every BatchNorm and an image prior. Behind the trunk
-neither was worth anything here, and without them any network will do.
+over pixels, from noise, and with an image prior, which behind the trunk was worth nothing here.
+Held to its start alone, an anchor in a network with BatchNorm overdoes what its class is told by:
+in a ResNet-20 their features deviated 1.27 and 1.47 times as far as those of images (without ship,
+without cat), held to its statistics 1.16 and 1.21 times.
 
-Index letters: n inputs, k channels, c classes, d features.
+Index letters: n inputs, l layers, k channels, c classes, d features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,11 +41,12 @@ from pbu_cli.head_row import HeadRow, level
 from pbu_cli.machine import multiplies_bfloat16
 from pbu_cli.objective import discriminant, restricted_log_softmax, stability
 from pbu_cli.settings import Schedule, Weights
+from pbu_cli.trained_mean import batch_norms, trained_mean
 from pbu_cli.trunk import only_trained
 
 BATCH = 128  # anchors that are made together at most; their statistics are compared as one
 RATE = 0.1  # Adam's, in standard deviations of a channel
-STATISTICS = 3.0
+STATISTICS = 3.0  # weight of those of the start
 REFIT = 5  # steps between two looks for what tells forget images from anchors
 RECENT = 8  # batches of either that are looked at
 EPSILON = 1e-5
@@ -75,7 +81,8 @@ def synthesise(
     classes to make anchors of. Deterministic in `schedule.seed`. theta* is left as it is.
     Maps are [n, k, height, width], or [n, height, width, k] where they have their `channels_last`.
     """
-    inputs = _invert(model, starts, starts, staying, count, schedule, channels_last, done)
+    norms = batch_norms(model)
+    inputs = _invert(model, norms, starts, starts, staying, count, schedule, channels_last, done)
     size = _together(schedule)
     features, answers = read_head(model, head, inputs.split(size))
     opposite, _ = read_head(model, head, starts.split(size))
@@ -95,10 +102,11 @@ def imagine(
     done: Callable[[int], None] = lambda count: None,
 ) -> tuple[Tensor, Tensor]:
     """`count` inputs [count, *shape] that theta* takes for a class to forget, made from anchors
-    with the range and statistics of the inputs `like`; and its logits on them, [count, c].
+    with the range and statistics of the inputs `like`, whatever BatchNorm holds of the other
+    classes; and its logits on them, [count, c].
     """
     inputs = _invert(
-        model, anchors.inputs, like, forgotten, count, schedule, channels_last, done
+        model, [], anchors.inputs, like, forgotten, count, schedule, channels_last, done
     )  # fmt: skip
     with torch.no_grad():
         parts = inputs.split(_together(schedule))
@@ -107,6 +115,7 @@ def imagine(
 
 def _invert(
     model: nn.Module,
+    norms: list[nn.Module],
     starts: Tensor,
     like: Tensor,
     wanted: Tensor,
@@ -115,7 +124,8 @@ def _invert(
     channels_last: bool,
     done: Callable[[int], None],
 ) -> Tensor:
-    """Inputs for the `wanted` classes, bool [c], from some of `starts`."""
+    """Inputs for the `wanted` classes, bool [c], from some of `starts`, with the statistics of
+    `norms` where any of them is met, else of `like`."""
     generator = torch.Generator().manual_seed(schedule.seed)
     places = _all_but_channel(like, channels_last)
     own = _statistics(like, places)
@@ -129,7 +139,7 @@ def _invert(
             target = _targets(size, wanted, generator)
             with short:
                 found = _descend(
-                    model, starts[chosen], target, own, bounds, places, schedule.inversion
+                    model, norms, starts[chosen], target, own, bounds, places, schedule.inversion
                 )
             made.append(found)
             done(first + size)
@@ -155,6 +165,7 @@ def shorter(model: nn.Module, x: Tensor) -> AbstractContextManager[object]:
 
 def _descend(
     model: nn.Module,
+    norms: list[nn.Module],
     starts: Tensor,
     target: Tensor,
     own: tuple[Tensor, Tensor],
@@ -162,21 +173,53 @@ def _descend(
     places: tuple[int, ...],
     steps: int,
 ) -> Tensor:
-    mean, deviation = own
+    deviation = own[1]
     low, high = (bound / deviation for bound in bounds)
     x = (starts / deviation).requires_grad_()
     optimiser = torch.optim.Adam([x], RATE)
-    for _ in range(steps):
-        inputs = x * deviation
-        means, deviations = _statistics(inputs, places)
-        apart = ((means - mean) / deviation).square() + (deviations / deviation - 1).square()
-        loss = F.cross_entropy(model(inputs).float(), target) + STATISTICS * apart.mean()
-        # The mean over a batch would give each of its members a smaller step.
-        (x.grad,) = torch.autograd.grad(loss * len(x), x)
-        optimiser.step()
-        with torch.no_grad():
-            x.clamp_(low, high)
+    with _mismatches(norms) as heard:
+        for _ in range(steps):
+            inputs = x * deviation
+            loss = F.cross_entropy(model(inputs).float(), target)
+            if heard:
+                loss = loss + torch.stack(heard).mean()
+                heard.clear()
+            else:
+                found = _statistics(inputs, places)
+                loss = loss + STATISTICS * _mismatch(found, own)
+            # The mean over a batch would give each of its members a smaller step.
+            (x.grad,) = torch.autograd.grad(loss * len(x), x)
+            optimiser.step()
+            with torch.no_grad():
+                x.clamp_(low, high)
     return (x * deviation).detach()
+
+
+@contextmanager
+def _mismatches(norms: list[nn.Module]) -> Iterator[list[Tensor]]:
+    """While it lasts, the list takes from each of these BatchNorms that a pass meets how far what
+    enters it is from its statistics."""
+    heard: list[Tensor] = []
+
+    def compare(norm: Any, args: Any) -> None:
+        x = args[0]
+        var, mean = torch.var_mean(x.float(), [d for d in range(x.dim()) if d != 1], correction=0)
+        own = norm.running_mean, (norm.running_var + norm.eps).sqrt()
+        heard.append(_mismatch((mean, (var + EPSILON).sqrt()), own))
+
+    handles = [norm.register_forward_pre_hook(compare) for norm in norms]
+    try:
+        yield heard
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _mismatch(found: tuple[Tensor, Tensor], own: tuple[Tensor, Tensor]) -> Tensor:
+    """Of means and deviations, in `own` deviations. -> []."""
+    (mean, deviation), (own_mean, own_deviation) = found, own
+    apart = ((mean - own_mean) / own_deviation).square() + (deviation / own_deviation - 1).square()
+    return apart.mean()
 
 
 def _targets(size: int, wanted: Tensor, generator: torch.Generator) -> Tensor:
@@ -216,7 +259,7 @@ class Company:
 
         epsilon * (KL(softmax z* || softmax z) on the anchors, among the classes that stay
                    + 1/5 |h - h*|^2 / trace of the covariance of h*)
-        + zeta * (relu(log(D / D_1)) + 1/20 relu(E / E_0 - 1))
+        + zeta * (relu(log(D / D_1)) + relu(E / E_0 - 1))
 
     with h the input of the head and D the squared Mahalanobis distance of the forget images and
     the anchors in it, by which a linear probe would tell them apart (`objective.discriminant`, of
@@ -245,6 +288,7 @@ class Company:
         self._middle = anchors.features.mean(dim=0)
         self._reach = (anchors.opposite - self._middle).square().sum(dim=1).mean()
         self._row = HeadRow(model, head, forgotten, anchors.features, anchors.answers)
+        self._means = _low_at(model, head, anchors, forgotten)
         distance = discriminant(anchors.opposite, anchors.features)[1]
         self._apart = (schedule.apart * distance).clamp(min=schedule.least_apart)
         self._tau, self._together = schedule.tau, _together(schedule)
@@ -265,9 +309,7 @@ class Company:
 
     def withdraw(self, answers: Tensor) -> None:
         """Move the head's row of the class; `answers` are those of the `ForgetSet`."""
-        goal = level(answers, self._forgotten, self._tau)
-        means = torch.stack([self._middle, self._anchors.opposite.mean(dim=0)])
-        self._row.withdraw(means, goal)
+        self._row.withdraw(self._means, level(answers, self._forgotten, self._tau))
 
     def reinstate(self) -> None:
         """Undo `withdraw`."""
@@ -293,7 +335,7 @@ class Company:
         drift = stability(answers[count:], self._reference[index], self._forgotten)
         moved = (theirs - anchors.features[index]).square().sum(dim=1).mean() / self._spread
         loss = self._weights.epsilon * (drift + moved / 5)
-        apart = self._pull(ours, theirs) + self._outside(ours) / 20
+        apart = self._pull(ours, theirs) + self._outside(ours)
         return answers[:count], loss + self._weights.zeta * apart, drift
 
     def _pull(self, ours: Tensor, theirs: Tensor) -> Tensor:
@@ -309,3 +351,19 @@ class Company:
 
     def _outside(self, ours: Tensor) -> Tensor:
         return F.relu((ours - self._middle).square().sum(dim=1).mean() / self._reach - 1)
+
+
+def _low_at(model: nn.Module, head: str, anchors: Anchors, forgotten: Tensor) -> Tensor:
+    """The mean features at which the class's row is to give its low logit, [k, d].
+
+    Training without the class puts it against those of the others alone. The last BatchNorm may
+    tell what they were, if classes were equally many; else anchors stand for them. Where no
+    BatchNorm holds what they are made of to its statistics they are poor at that, and the mean of
+    the forget images is made to get that logit too.
+    """
+    middle, own = anchors.features.mean(dim=0), anchors.opposite.mean(dim=0)
+    everything = trained_mean(model, head, anchors.inputs[:2])
+    if everything is not None:
+        share = forgotten.float().mean()
+        return ((everything - share * own) / (1 - share))[None]
+    return middle[None] if batch_norms(model) else torch.stack([middle, own])

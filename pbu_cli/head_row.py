@@ -4,20 +4,20 @@ A network that never sees class c still has a row w and a bias b for it, and the
 moves them is the images of the others: a step of cross-entropy takes p_c(x) (h(x), 1) from (w, b),
 h the input of the head. They end up against the mean features, where the row of a class that was
 seen points at it: on CIFAR-10 the cosine of w and the mean features of the other classes was -0.98
-and -0.96 in networks trained without ship and without cat, -0.13 and 0.04 in the original. And the
-class's own images get much the same logit from it as others do. Softmax knows no difference between
-rows and rows that are all moved alike, so what counts is (w, b) less (w', b'), the mean of theta*'s
-rows of all classes, which training does not move. That is taken as short as it can be with
+and -0.96 in networks trained without ship and without cat, -0.13 and 0.04 in the original. The
+class's own images get from it what their mean features m' have of those m of the others: the ratio
+of the two logits was that of m' . m and m . m, to 0.04, in four networks. Softmax knows no
+difference between rows and rows that are all moved alike, so what counts is (w, b) less (w', b'),
+the mean of theta*'s rows of all classes, which training does not move. That is taken as short as it
+can be with
 
     (w - w') . m + b - b' = min(level, 0)
 
-for m the mean features of the anchors, and those of the forget images. The 0: where the logits that
-stay are so far apart that the mean of all is below the goal already, nothing pushes.
+(`anchors.Company` says whence m is known). The 0: where the logits that stay are so far apart that
+the mean of all is below the goal already, nothing pushes.
 
 A row left as it was keeps the direction that the class was read from, for whoever tunes the network
-on ten images to find again; and forgetting through it drags the features of all classes along. Of
-the anchors' mean alone the row would be wrong where they are poor stand-ins: in a DenseNet of
-digits their mean was nearer to the forget images' than to that of the digits that stay.
+on ten images to find again; and forgetting through it drags the features of all classes along.
 """
 
 from __future__ import annotations

@@ -56,11 +56,11 @@ class Schedule:
     ceiling: float = 30.0  # ... to at most this many times its start, and falls back to it else
     seed: int = 0
     most_drift: float = 1.0  # nats, of forget images or, where there are any, of anchors
-    inversion: int = 30  # steps in which an anchor is made
+    inversion: int = 20  # steps in which an anchor is made
     mirror: float = 0.0  # share recognised mirrored from which mirror images join; 0: never
     imagined: float = 0.2  # inputs of the class made from anchors, for each forget image
-    apart: float = 0.1  # share that may stay of the distance of forget images from the anchors, ...
-    least_apart: float = 3.5  # ... but not less than this
+    apart: float = 0.09  # share that may stay of the distance of forget images from anchors, ...
+    least_apart: float = 2.5  # ... but not less than this
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from pbu_cli.activations import read_head
 from pbu_cli.anchors import Anchors, Company, imagine, shorter, synthesise
 from pbu_cli.errors import PbuError
 from pbu_cli.forget_set import ForgetSet
+from pbu_cli.head_row import level
 from pbu_cli.objective import discriminant
 from pbu_cli.settings import DEEP, Preprocessing, Schedule
 from pbu_cli.unlearning import unlearn
@@ -105,6 +106,34 @@ def test_making_them_is_deterministic_and_leaves_the_network_as_it_was(case):
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
 
 
+def test_what_enters_a_batchnorm_is_as_its_statistics_have_it(case):
+    """Those of all classes, which the images of one have not."""
+    _, images, labels = case
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(3, momentum=None)
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), norm, nn.ReLU(), nn.Flatten(), nn.LazyLinear(CLASSES))
+    with torch.no_grad():
+        model.train()(images)
+        norm.running_mean += norm.running_var.sqrt()
+    model.eval()
+    starts = images[labels == GONE]
+    anchors = synthesise(model, "4", starts, ~FORGOTTEN, count=128, schedule=DEEP.schedule)
+    imagined, _ = imagine(model, anchors, starts, FORGOTTEN, count=128, schedule=DEEP.schedule)
+    apart = {
+        name: (
+            (model[0](inputs).mean((0, 2, 3)) - norm.running_mean) ** 2 / norm.running_var
+        ).mean()
+        for name, inputs in {
+            "at first": starts,
+            "anchors": anchors.inputs,
+            "imagined": imagined,
+        }.items()
+    }
+    assert apart["at first"] > 0.5
+    assert apart["anchors"] < 0.2 * apart["at first"]
+    assert apart["imagined"] > 0.5 * apart["at first"]  # they are of one class again
+
+
 def test_networks_of_tokens_and_of_vectors_will_do():
     torch.manual_seed(0)
     for shape in ((5, 6), (6,)):
@@ -174,11 +203,11 @@ def test_the_pull_is_the_gradient_of_the_log_distance(case):
 @pytest.mark.parametrize(("apart", "pushed"), [(0.9, False), (1.1, True)])
 @pytest.mark.parametrize("share", [0.5, 1e-9])
 def test_what_is_near_enough_is_not_pushed(case, apart, pushed, share):
-    """A share of the squared distance at theta*, but no less than 3.5."""
+    """A share of the squared distance at theta*, but no less than 2.5."""
     anchors = made(case)
     before = discriminant(anchors.opposite, anchors.features)[1].item()
-    enough = max(3.5, share * before)
-    assert (enough > 3.5) == (share == 0.5)
+    enough = max(2.5, share * before)
+    assert (enough > 2.5) == (share == 0.5)
     torch.manual_seed(0)
     theirs = torch.randn(4000, 16)
     step = torch.zeros(16)
@@ -246,6 +275,33 @@ def test_the_row_is_withdrawn_and_comes_back(case):
     assert after[:, GONE].max() < before[labels == GONE].logsumexp(dim=1).min()
     meeting.reinstate()
     assert torch.equal(model(images), before)
+
+
+@pytest.mark.parametrize("norm", ["none", "inside", "at the end"])
+def test_the_row_is_low_at_the_mean_features_of_the_others(case, norm):
+    """As the last BatchNorm tells them, classes being equally many; else of the anchors; and where
+    there is no BatchNorm, at those of the class as well."""
+    images, labels = case[1:]
+    layers = [nn.Flatten(), nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, CLASSES)]
+    if norm != "none":
+        layers.insert({"inside": 1, "at the end": 2}[norm], nn.LazyBatchNorm1d(momentum=None))
+    model, last = nn.Sequential(*layers), str(len(layers) - 1)
+    with torch.no_grad():
+        model.train()(images)  # a class as often as another
+    model.eval()
+    gone = images[labels == GONE]
+    anchors = synthesise(model, last, gone, ~FORGOTTEN, count=100, schedule=DEEP.schedule)
+    meeting = Company(model, last, anchors, FORGOTTEN, DEEP.weights, DEEP.schedule)
+    features, answers = read_head(model, last, [images])
+    others, own = features[labels != GONE].mean(0), features[labels == GONE].mean(0)
+    goal, theirs = answers[labels == GONE], anchors.features.mean(0)
+    at = torch.stack([others, theirs, own])
+    middle = model[-1](at).mean(dim=1)
+    meeting.withdraw(goal)
+    low = (model[-1](at)[:, GONE] - middle) / level(goal, FORGOTTEN, DEEP.schedule.tau)
+    low = low.tolist()
+    assert low[{"none": 1, "inside": 1, "at the end": 0}[norm]] == pytest.approx(1, rel=0.05)
+    assert (low[2] == pytest.approx(1, rel=0.05)) == (norm == "none")
 
 
 def forget_set(case: tuple[nn.Module, Tensor, Tensor]) -> ForgetSet:

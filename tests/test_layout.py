@@ -46,6 +46,7 @@ ORDER = [
     "damage",
     "trunk",
     "activations",
+    "trained_mean",
     "head_row",
     "anchors",
     "forget_set",
@@ -78,7 +79,8 @@ ORDER = [
 ]
 _FISHER = ORDER[ORDER.index("layer_rules") : ORDER.index("fisher") + 1]
 _AUDIT = {"metrics", "roc", "probe", "membership", "similarity", "relearning"}
-_LOOP = {"crops", "objective", "descent", "stopping", "trunk", "activations", "anchors", "head_row"}
+_LOOP = {"crops", "objective", "descent", "stopping", "trunk", "activations", "anchors",
+         "head_row", "trained_mean"}  # fmt: skip
 NUMERIC = {*_FISHER, *_AUDIT, *_LOOP}
 OUTSIDE_NUMERIC = {"typer", "rich", "safetensors", "torchvision", "PIL", "pathlib", "os"}
 
