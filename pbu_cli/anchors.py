@@ -81,7 +81,7 @@ def synthesise(
     classes to make anchors of. Deterministic in `schedule.seed`. theta* is left as it is.
     Maps are [n, k, height, width], or [n, height, width, k] where they have their `channels_last`.
     """
-    norms = batch_norms(model)
+    norms = list(dict.fromkeys(norm for norm, _ in batch_norms(model, starts[:2])))
     inputs = _invert(model, norms, starts, starts, staying, count, schedule, channels_last, done)
     size = _together(schedule)
     features, answers = read_head(model, head, inputs.split(size))
@@ -125,7 +125,7 @@ def _invert(
     done: Callable[[int], None],
 ) -> Tensor:
     """Inputs for the `wanted` classes, bool [c], from some of `starts`, with the statistics of
-    `norms` where any of them is met, else of `like`."""
+    the BatchNorms `norms`, or without any those of `like`."""
     generator = torch.Generator().manual_seed(schedule.seed)
     places = _all_but_channel(like, channels_last)
     own = _statistics(like, places)
@@ -181,7 +181,7 @@ def _descend(
         for _ in range(steps):
             inputs = x * deviation
             loss = F.cross_entropy(model(inputs).float(), target)
-            if heard:
+            if norms:
                 loss = loss + torch.stack(heard).mean()
                 heard.clear()
             else:
@@ -366,4 +366,5 @@ def _low_at(model: nn.Module, head: str, anchors: Anchors, forgotten: Tensor) ->
     if everything is not None:
         share = forgotten.float().mean()
         return ((everything - share * own) / (1 - share))[None]
-    return middle[None] if batch_norms(model) else torch.stack([middle, own])
+    held = batch_norms(model, anchors.inputs[:2])
+    return middle[None] if held else torch.stack([middle, own])

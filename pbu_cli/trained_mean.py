@@ -38,21 +38,11 @@ def trained_mean(model: nn.Module, head: str, x: Tensor) -> Tensor | None:
     >>> trained_mean(model, "2", torch.tensor([[-1.0], [2.0]]))  # 1 / sqrt(2 pi)
     tensor([0.3989])
     """
-    last: list[tuple[nn.Module, Tensor]] = []
-
-    def keep(module: nn.Module, args: Any, output: Tensor) -> None:
-        last[:] = [(module, output.float().clone())]  # what follows may work in place
-
-    handles = [norm.register_forward_hook(keep) for norm in batch_norms(model)]
-    try:
-        with listening(model, head) as heard:
-            model(x)
-    finally:
-        for handle in handles:
-            handle.remove()
-    if not last or not heard:
+    with listening(model, head) as heard:
+        met = batch_norms(model, x)
+    if not met or not heard:
         return None
-    (norm, given), features = last[0], heard[-1]
+    (norm, given), features = met[-1], heard[-1]
     for function in FUNCTIONS:
         found = averaged(function(given), 1)
         near = 1e-4 * float(features.abs().max())
@@ -61,10 +51,28 @@ def trained_mean(model: nn.Module, head: str, x: Tensor) -> Tensor | None:
     return None
 
 
-def batch_norms(model: nn.Module) -> list[nn.Module]:
-    """Those that hold statistics of what the model was trained on."""
+@torch.no_grad()
+def batch_norms(model: nn.Module, x: Tensor) -> list[tuple[nn.Module, Tensor]]:
+    """Those that a pass of x meets and that hold statistics of what the model was trained on, each
+    with what it gives, in the order met. A cut trunk's are not met.
+    """
+    met: list[tuple[nn.Module, Tensor]] = []
+
+    def keep(module: nn.Module, args: Any, output: Tensor) -> None:
+        met.append((module, output.float().clone()))  # what follows may work in place
+
     kind = nn.modules.batchnorm._BatchNorm
-    return [m for m in model.modules() if isinstance(m, kind) and m.running_mean is not None]
+    handles = [
+        module.register_forward_hook(keep)
+        for module in model.modules()
+        if isinstance(module, kind) and module.running_mean is not None
+    ]
+    try:
+        model(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return met
 
 
 def _expected(function: Callable[[Tensor], Tensor], norm: Any) -> Tensor:
