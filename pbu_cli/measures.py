@@ -41,9 +41,9 @@ MEASURES: dict[str, Measure] = {
     "relearnt": Measure(
         "relearnt (%)",
         "--retain",
-        "best A_Df after at most 40 steps on 10 forget images, all parameters, best of 7 optimisers"
+        "best A_Df after at most 40 steps on 10 forget images, all parameters, best of 5 optimisers"
         " and rates, then of all biases that cost at most 5 points of A_Dr; images left out of the"
-        " tuning; mean of 3 draws; Wilson, in which the draws are not",
+        " tuning; mean of 8 draws of the ten, bootstrap over them",
         1,
     ),
     "js": Measure(

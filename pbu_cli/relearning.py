@@ -8,9 +8,10 @@ best accuracy on forget images that were not trained on, after at most 0 to 40 s
 is granted the best of all rates and steps, judged on the very images that count, so the figure is
 an upper bound for these attackers, and no bound for others.
 
-Which ten images it is matters more than anything else, so several draws are averaged. A network
-that never saw the class learns it from ten images too: what counts is the distance to that
-network's figure, on either side.
+Which ten images it is matters more than anything else: a ResNet-20 that never saw a ship gave 48
+and 62 % by two draws. So many draws are averaged, each looked at on few images. A network that
+never saw the class learns it from ten images too: what counts is the distance to that network's
+figure, on either side.
 """
 
 from __future__ import annotations
@@ -25,13 +26,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pbu_cli.metrics import accuracy, interval
+from pbu_cli.metrics import accuracy
+from pbu_cli.roc import bootstrap
 
 IMAGES = 10  # that the attacker holds
-STEPS = (0, 1, 2, 4, 7, 10, 15, 20, 30, 40)
+STEPS = (0, 1, 2, 4, 10, 20, 40)
 COST = 5.0  # points of retained accuracy that the attacker may spend
-DRAWS = 3
-SCORED = 250, 500  # forget and retained images that are looked at, at most
+DRAWS = 8
+SCORED = 100, 250  # forget and retained images that are looked at in a draw, at most
 ENOUGH = 99.0  # percent: nothing is left to relearn, and the search ends
 BATCH = 50  # images a forward pass: small ones stay in a core's cache
 
@@ -48,8 +50,8 @@ class Attacker:
 
 
 ATTACKERS = (
-    *(Attacker("sgd", rate) for rate in (3e-5, 3e-4, 3e-3, 3e-2)),
-    *(Attacker("adam", rate) for rate in (3e-5, 3e-4, 3e-3)),
+    *(Attacker("sgd", rate) for rate in (3e-5, 3e-4, 3e-3)),
+    *(Attacker("adam", rate) for rate in (3e-5, 3e-4)),
 )
 
 
@@ -58,9 +60,9 @@ class Relearning:
     """Percent of forget images recognised again, means over the draws of the attacker's images.
 
     curve: the best of all attackers after at most so many steps. best: after any number, where the
-    curve ends; lowest, highest: of the draws. interval: Wilson's 95 % at `best` for the images
-    scored in one draw; draws and choice of attacker are not in it. ways: attacker and steps that
-    were best, one a draw.
+    curve ends; lowest, highest: of the draws. interval: 95 %, bootstrap over the draws, so that the
+    ten images and those scored are in it and the choice of attacker is not. ways: attacker and
+    steps that were best, one a draw.
     """
 
     curve: dict[int, float]
@@ -121,14 +123,13 @@ def relearn(
         )
         curves.append(curve)
         ways.append(way)
-    best = [max(curve.values()) for curve in curves]
-    mean = sum(best) / draws
+    best = torch.tensor([max(curve.values()) for curve in curves], dtype=torch.double)
     return Relearning(
         {k: sum(curve[k] for curve in curves) / draws for k in curves[0]},
-        mean,
-        min(best),
-        max(best),
-        interval(mean, min(SCORED[0], len(forget[0]) - IMAGES)),
+        float(best.mean()),
+        float(best.min()),
+        float(best.max()),
+        bootstrap([best], lambda drawn: drawn.mean(dim=-1), seed=seed),
         tuple(ways),
     )
 
