@@ -61,6 +61,7 @@ class Schedule:
     imagined: float = 0.2  # inputs of the class made from anchors, for each forget image
     apart: float = 0.09  # share that may stay of the distance of forget images from anchors, ...
     least_apart: float = 2.5  # ... but not less than this
+    scatter: float = 0.75  # share of the scatter of forget images, in squares, that has to stay
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,7 @@ PARTS: dict[str, tuple[list[str], Part]] = {
     "no anchors": (["--anchors", "0", "--epsilon", "0", "--zeta", "0"], nullcontext),
     "no separation": ([], lambda: schedule(apart=1e9)),
     "no reach": ([], no_reach),
+    "no scatter": ([], lambda: schedule(scatter=1e-9)),
     "row stays": ([], row_stays),
     "no odds from below": ([], lambda: schedule(restraint=0.0)),
     "none mirrored": (["--no-mirror"], nullcontext),

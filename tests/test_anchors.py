@@ -265,6 +265,25 @@ def test_what_goes_further_out_than_the_class_was_is_pulled_back(case):
     assert meeting._outside(middle + 3 * (forget - middle)).item() == pytest.approx(8, rel=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("scale", "loss"), [(1.0, 0.0), (0.8**0.5, 0.0), (0.5, 5 * (1 - 0.25 / 0.75))]
+)
+def test_a_class_that_draws_together_is_spread_again(case, scale, loss):
+    """Its scatter, in squares, may be three quarters of what it was."""
+    model, images, labels = case
+    features = model[:3](images[labels == GONE])
+    closer = features.mean(0) + scale * (features - features.mean(0))
+    assert company(case)._gathered(closer).item() == pytest.approx(loss, abs=1e-3)
+
+
+def test_one_forget_image_has_no_scatter_to_keep(case):
+    model, images, labels = case
+    one = images[labels == GONE][:1]
+    anchors = synthesise(model, HEAD, one, ~FORGOTTEN, count=20, schedule=DEEP.schedule)
+    meeting = Company(model, HEAD, anchors, FORGOTTEN, DEEP.weights, DEEP.schedule)
+    assert meeting._gathered(anchors.opposite).item() == 0
+
+
 def test_the_row_is_withdrawn_and_comes_back(case):
     model, images, labels = case
     meeting, before = company(case), model(images)
