@@ -3,8 +3,10 @@ network, by `pbu evaluate --audit`.
 
     python -m tests.audits original 8 --retrained WITHOUT_SHIP.safetensors
     python -m tests.audits mnist 8 --original O.safetensors --retrained R.safetensors --rows default
+    python -m tests.audits original 3 --retrained R.safetensors --again R2.safetensors --rows
 
-Cases are those of tests.results; `--original` puts another checkpoint in the place of the case's.
+Cases are those of tests.results; `--original` puts another checkpoint in the place of the case's,
+`--again` adds the row of a network retrained by another seed, `--rows` without names is none else.
 Unlearns from all training images of the class and audits on the test split, some 12 minutes a
 class on one core. A line of JSON a network, and a table in the end.
 """
@@ -108,8 +110,11 @@ def main() -> None:
     parser.add_argument("label", type=int)
     parser.add_argument("--original", type=Path)
     parser.add_argument("--retrained", type=Path, required=True)
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--again", type=Path)
+    parser.add_argument("--rows", nargs="*", choices=ROWS, default=list(ROWS))
     given = parser.parse_args()
+    if not (given.rows or given.again):
+        parser.error("--rows without names needs --again")
     archive, name, flags, _ = CASES[given.case]
     own = [*flags, "--label", str(given.label)]  # what forgot says itself no more
     original = given.original or SHARED / "checkpoints" / f"{name}.safetensors"
@@ -118,10 +123,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         data = unpack(SHARED / "data" / f"{archive}.tar.xz", Path(scratch) / archive)
         retrained = ["--retrained", str(given.retrained)]
-        for number, row in enumerate(given.rows):
-            output = Path(scratch) / f"{number}.safetensors"
-            ROWS[row](original, data / "train" / folder, output, own)
-            beside = retrained if number else ["--original", str(original), *retrained]
+        made = {row: Path(scratch) / f"{n}.safetensors" for n, row in enumerate(given.rows)}
+        if given.again:
+            made["retrained again"] = given.again
+        for row, output in made.items():
+            if row in ROWS:
+                ROWS[row](original, data / "train" / folder, output, own)
+            first = row in ROWS and not rows
+            beside = ["--original", str(original), *retrained] if first else retrained
             for found in audited(row, output, beside, data / "test", folder, own):
                 if found["network"] not in {known["network"] for known in rows}:
                     print(json.dumps(found), flush=True)
