@@ -3,14 +3,14 @@
 Forget images say little about the other classes, and no other image may be read. But the network
 can be asked what it takes for one of them. Starting at the forget inputs, descend over x
 
-    cross-entropy(f(x), t) + mean_lk ((m_lk - m*_lk) / s*_lk)^2 + (s_lk / s*_lk - 1)^2
+    cross-entropy(f(x), t) + mean_l mean_k ((m_lk - m*_lk) / s*_lk)^2 + (s_lk / s*_lk - 1)^2
 
 with t one of the classes that stay, or a mixture of two, and m, s the means and deviations over a
-batch of what enters the channels of each BatchNorm l, m*, s* its statistics, which are those of all
-that the network was trained on. Without BatchNorm they are those of x's channels, m*, s* at the
-start, with a weight of 3. These are no data: they come from theta*. x is what enters the layers
-that train, so behind the frozen trunk it is a feature map, no image ever exists, and the trunk
-costs nothing.
+batch of what enters the channels of each BatchNorm l behind the trunk, m*, s* its statistics, which
+are those of all that the network was trained on. Where there is none they are those of x's
+channels, m*, s* at the start, with a weight of 3. These are no data: they come from theta*. x is
+what enters the layers that train, so behind a frozen trunk it is a feature map, no image ever
+exists, and the trunk costs nothing.
 
 The same is then done the other way round, from anchors towards the class that is to go, for what
 else the network would recognise as one of it: what is forgotten on the images given alone comes
@@ -205,7 +205,7 @@ def _mismatches(norms: list[nn.Module]) -> Iterator[list[Tensor]]:
         x = args[0]
         var, mean = torch.var_mean(x.float(), [d for d in range(x.dim()) if d != 1], correction=0)
         own = norm.running_mean, (norm.running_var + norm.eps).sqrt()
-        heard.append(_mismatch((mean, (var + EPSILON).sqrt()), own))
+        heard.append(_mismatch((mean, (var + norm.eps).sqrt()), own))
 
     handles = [norm.register_forward_pre_hook(compare) for norm in norms]
     try:
@@ -364,8 +364,8 @@ class Company:
 
 
 def _scatter(features: Tensor) -> Tensor:
-    """Trace of the covariance of features [n, d], never 0. -> []."""
-    return features.var(dim=0, correction=0).sum() + EPSILON
+    """Trace of the covariance of features [n, d], as a sample tells it, never 0. -> []."""
+    return features.var(dim=0, correction=min(1, len(features) - 1)).sum() + EPSILON
 
 
 def _low_at(model: nn.Module, head: str, anchors: Anchors, forgotten: Tensor) -> Tensor:

@@ -54,12 +54,13 @@ def trained_mean(model: nn.Module, head: str, x: Tensor) -> Tensor | None:
 @torch.no_grad()
 def batch_norms(model: nn.Module, x: Tensor) -> list[tuple[nn.Module, Tensor]]:
     """Those that a pass of x meets and that hold statistics of what the model was trained on, each
-    with what it gives, in the order met. A cut trunk's are not met.
+    with what it gives, in the order met. Those of a cut trunk, which give NaN, are left out.
     """
     met: list[tuple[nn.Module, Tensor]] = []
 
     def keep(module: nn.Module, args: Any, output: Tensor) -> None:
-        met.append((module, output.float().clone()))  # what follows may work in place
+        if not output.isnan().all():
+            met.append((module, output.float().clone()))  # what follows may work in place
 
     kind = nn.modules.batchnorm._BatchNorm
     handles = [
@@ -76,8 +77,8 @@ def batch_norms(model: nn.Module, x: Tensor) -> list[tuple[nn.Module, Tensor]]:
 
 
 def _expected(function: Callable[[Tensor], Tensor], norm: Any) -> Tensor:
-    u = (torch.arange(QUANTILES, device=norm.running_mean.device) + 0.5) / QUANTILES
-    u = torch.special.ndtri(u)
+    u = torch.special.ndtri((torch.arange(QUANTILES) + 0.5) / QUANTILES)  # MPS has none
+    u = u.to(norm.running_mean.device)
     if norm.weight is None:
         return function(u).mean().expand_as(norm.running_mean)
     middle, deviation = norm.bias.float(), norm.weight.float().abs()

@@ -68,7 +68,8 @@ def unlearn(
 
     with only_trained(model, theta):
         reference = objective.restricted_log_softmax(images.answers, images.forgotten)
-        rate = calibrated_rate(model, images, theta, factors, schedule)
+        deep = company is not None and bounded
+        rate = calibrated_rate(model, images, theta, factors, schedule, from_even=deep)
         # The rate is that of the row as it was: it has excess to lose. The paper's objective would
         # be reached by the row alone, and stop.
         if company is not None and bounded:
@@ -138,6 +139,8 @@ def calibrated_rate(
     theta: Sequence[Tensor],
     factors: list[float],
     schedule: Schedule,
+    *,
+    from_even: bool = False,
 ) -> float:
     """The learning rate by which Adam's first `steps_to_goal` steps would reach the goal.
 
@@ -147,10 +150,13 @@ def calibrated_rate(
         r = mean relu(o - logit(tau)) / (steps_to_goal * sum_i f_i |d mean(o) / d theta_i|).
 
     The excess is a mean over all forget images, the slope over at most `window` of them. 0 where
-    everything is forgotten already.
+    everything is forgotten already; with `from_even` it is at least what even odds (o = 0) would
+    have, for where the answers have forgotten the features may not.
     """
     odds = objective.log_odds(images.answers, images.forgotten)
     excess = objective.excess_odds(odds, schedule.tau).item()
+    if from_even:
+        excess = max(excess, math.log(1 / schedule.tau - 1))
     count = min(len(images), schedule.window)
     sample = torch.linspace(0, len(images) - 1, count, device=images.labels.device).round().long()
     slopes = [torch.zeros_like(parameter) for parameter in theta]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pbu_cli.activations import read_head
-from pbu_cli.anchors import Anchors, Company, imagine, shorter, synthesise
+from pbu_cli.anchors import (
+    Anchors,
+    Company,
+    _mismatches,
+    _scatter,
+    imagine,
+    shorter,
+    synthesise,
+)
 from pbu_cli.errors import PbuError
 from pbu_cli.forget_set import ForgetSet
 from pbu_cli.head_row import level
@@ -132,6 +141,16 @@ def test_what_enters_a_batchnorm_is_as_its_statistics_have_it(case):
     assert apart["at first"] > 0.5
     assert apart["anchors"] < 0.2 * apart["at first"]
     assert apart["imagined"] > 0.5 * apart["at first"]  # they are of one class again
+
+
+def test_what_has_a_batchnorms_statistics_is_no_mismatch_whatever_its_epsilon():
+    """A channel of no more variance than the epsilon counts most."""
+    norm = nn.BatchNorm1d(2, eps=1e-3, momentum=None)
+    x = torch.randn(4000, 2) * torch.tensor([0.03, 2.0])
+    norm.train()(x)
+    with _mismatches([norm.eval()]) as heard:
+        norm(x)
+    assert heard[0].item() == pytest.approx(0, abs=1e-6)
 
 
 def test_networks_of_tokens_and_of_vectors_will_do():
@@ -276,6 +295,13 @@ def test_a_class_that_draws_together_is_spread_again(case, scale, loss):
     assert company(case)._gathered(closer).item() == pytest.approx(loss, abs=1e-3)
 
 
+@pytest.mark.parametrize("size", [2, 4, 64])
+def test_the_scatter_of_a_small_batch_is_that_of_all_on_average(size):
+    features = torch.randn(64000, 3, generator=torch.Generator().manual_seed(0))
+    found = torch.stack([_scatter(batch) for batch in features.split(size)]).mean()
+    assert found.item() == pytest.approx(3, rel=0.02)
+
+
 def test_one_forget_image_has_no_scatter_to_keep(case):
     model, images, labels = case
     one = images[labels == GONE][:1]
@@ -346,6 +372,21 @@ def test_a_loss_that_is_not_finite_restores_the_row_too(case, trained):
             schedule=replace(DEEP.schedule, steps_to_goal=1e-36),
         ))  # fmt: skip
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_where_the_answers_have_forgotten_the_features_still_do(case):
+    """What --fast wrote is past the goal already: its odds leave nothing to close."""
+    model = copy.deepcopy(case[0])
+    with torch.no_grad():
+        model[3].bias[GONE] -= 100
+    before = model[1].weight.clone()
+    images = forget_set((model, *case[1:]))
+    meeting = Company(model, HEAD, made(case), FORGOTTEN, DEEP.weights, DEEP.schedule)
+    list(unlearn(
+        model, images, {}, trained=["1.weight"], head=[], company=meeting,
+        weights=replace(DEEP.weights, beta=0.0), schedule=replace(DEEP.schedule, steps=20),
+    ))  # fmt: skip
+    assert (model[1].weight - before).abs().max() > 1e-3
 
 
 def test_the_papers_objective_moves_no_row_in_advance(case):

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from pbu_cli.activations import read_head
 from pbu_cli.stages import head_module
-from pbu_cli.trained_mean import FUNCTIONS, trained_mean
+from pbu_cli.trained_mean import FUNCTIONS, batch_norms, trained_mean
+from pbu_cli.trunk import beyond, find_cut
 
 
 class Ends(nn.Module):
@@ -93,3 +94,17 @@ def test_which_of_torchvisions_networks_tell_it(name, told):
     assert (found is not None) == told
     if told:
         assert found.shape == (model.get_submodule(head).weight.shape[1],)
+
+
+def test_those_of_a_cut_trunk_are_not_met():
+    """Of a ResNet's the first stands on its own among the layers that are cut away."""
+    model = torchvision.models.resnet18(num_classes=4).eval()
+    x = torch.randn(2, 3, 32, 32)
+    cut = find_cut(model, [n for n, _ in model.named_parameters() if n.startswith("layer4")], x)
+    assert cut is not None
+    assert len(batch_norms(model, x)) == 20
+    names = {module: name for name, module in model.named_modules()}
+    with beyond(model, cut):
+        met = [names[norm] for norm, _ in batch_norms(model, torch.randn(2, *cut.features))]
+    assert len(met) == 5
+    assert all(name.startswith("layer4") for name in met)
