@@ -74,13 +74,13 @@ def held_out_scores(positive: Tensor, negative: Tensor, *, seed: int = 0) -> tup
         classifier,
         {"fit__C": STRENGTHS},
         scoring="balanced_accuracy",
-        cv=StratifiedKFold(INNER_FOLDS, shuffle=True, random_state=seed),
+        cv=StratifiedKFold(INNER_FOLDS, shuffle=True, random_state=seed % 2**32),
     )
     scores = cross_val_predict(
         search,
         features,
         labels,
-        cv=StratifiedKFold(FOLDS, shuffle=True, random_state=seed),
+        cv=StratifiedKFold(FOLDS, shuffle=True, random_state=seed % 2**32),
         method="decision_function",
     )
     found = torch.from_numpy(scores)

@@ -93,7 +93,7 @@ def relearn(
     masked: bool = False,
     prepare: Callable[[Tensor], Tensor] = _as_they_are,
 ) -> Relearning | None:
-    """Attack `model`, which stays as it is, and measure how much of the class comes back.
+    """Attack `model`, in eval mode, which stays as it is, and measure how much comes back.
 
     forget, retain: images and labels; at most `SCORED` of each, drawn by `seed`, are looked at.
     prepare: a batch of images -> what the model takes. forgotten: bool [c], true for the forgotten
@@ -151,11 +151,11 @@ def attack(
     """
 
     def answers(network: nn.Module, images: Images) -> Images:
-        return _logits(network, images[0], prepare), images[1]
+        return _logits(network, images[0], prepare), images[1].cpu()
 
     before = answers(model, retain)
     shown = before[0].masked_fill(forgotten.cpu(), -math.inf) if masked else before[0]
-    floor = accuracy(shown.argmax(dim=1), retain[1]) - COST
+    floor = accuracy(shown.argmax(dim=1), before[1]) - COST
     best, way = best_bias(answers(model, forget), before, forgotten, floor), "bias alone"
     found = {0: best}
     trained = prepare(held[0]), held[1]

@@ -52,3 +52,7 @@ def test_the_same_seed_scores_alike_and_too_few_images_are_unknown():
     first, again = held_out_scores(*pair, seed=3), held_out_scores(*pair, seed=3)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert probe(pair[0][:19], pair[1]) is None
+
+
+def test_any_seed_that_torch_takes_will_do():
+    assert probe(*gaussians(1.0, m=60, n=60), seed=2**62) is not None
