@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from pbu_cli import metrics
+from pbu_cli.activations import read_head
 from pbu_cli.anchors import Company, imagine, synthesise
 from pbu_cli.case import Case, Subject, affordable
 from pbu_cli.checkpoint import Tensors, write
 from pbu_cli.crops import Crops, cropped, find_crops
 from pbu_cli.damage import Damage, estimated
 from pbu_cli.description import metadata_with
-from pbu_cli.errors import InvalidUsage, PbuError, printable
+from pbu_cli.errors import CheckpointError, PbuError, printable
 from pbu_cli.fisher import fisher_diagonal
 from pbu_cli.forget_set import ForgetSet, recognised_mirrored, shifted
 from pbu_cli.json_text import plain
@@ -237,6 +238,23 @@ def _look(case: Case, pixels: Tensor) -> tuple[Tensor | None, Tensor]:
         return look(module, case.cut, (inputs for inputs, _ in rounds))
 
 
+def check_head(case: Case) -> None:
+    """Raise CheckpointError where the network has no head that anchors could be told apart at."""
+    some = normalise(case.images.pixels[:2].to(case.subject.device), case.preprocessing)
+    read_head(case.subject.network.module, _head(case), [some])
+
+
+def _head(case: Case) -> str:
+    network = case.subject.network
+    head = head_module(network.module, network.builder)
+    if head is None:
+        raise CheckpointError(
+            "anchors: found no linear or convolutional layer that gives the logits; expected one"
+            " at the network's end: use --fast"
+        )
+    return head
+
+
 def _company(
     case: Case,
     images: ForgetSet,
@@ -248,13 +266,7 @@ def _company(
     """Anchors made from at most `count` forget images, for a module that takes features; and the
     images joined by inputs of the class to forget that are made from those.
     """
-    network, forgotten = case.subject.network, case.forgotten
-    head = head_module(network.module, network.builder)
-    if head is None:
-        raise InvalidUsage(
-            "anchors: found no linear or convolutional layer that gives the logits; expected one"
-            " at the network's end: use --fast"
-        )
+    network, forgotten, head = case.subject.network, case.forgotten, _head(case)
     device = case.subject.device
     chosen = torch.linspace(0, len(images) - 1, min(count, len(images)), device=device).long()
     starts = images.inputs(chosen)

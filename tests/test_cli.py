@@ -39,6 +39,20 @@ def pair():
     network.register_forward_hook(lambda module, inputs, logits: (logits, inputs))
     return network
 """
+UNHEARD = """
+from torch.nn.functional import linear
+from pbu_cli.demo import ARCHITECTURE
+from pbu_cli.model import build
+def unheard():
+    network = build(ARCHITECTURE)
+    *body, head = network.children()
+    def forward(x):
+        for layer in body:
+            x = layer(x)
+        return linear(x.flatten(1), head.weight, head.bias)
+    network.forward = forward
+    return network
+"""
 
 
 def sha256(path: Path) -> str:
@@ -156,6 +170,18 @@ def test_anchors_and_their_weights_go_together(pbu, digits, flags):
     done = pbu("unlearn", digits.checkpoint, "--forget", digits.train / "8", *flags)
     assert done.code == 2
     assert "--fast" in done.err
+
+
+@pytest.mark.parametrize("flags", [["--dry-run"], []])
+def test_a_head_that_is_never_called_is_said_before_anything_is_made(pbu, digits, tmp_path, flags):
+    (tmp_path / "own.py").write_text(UNHEARD)
+    command = ["unlearn", digits.checkpoint, "--forget", digits.train / "8", "-o",
+               tmp_path / "o.safetensors", "--arch", f"{tmp_path / 'own.py'}:unheard"]  # fmt: skip
+    done = pbu(*command, *flags)
+    assert done.code == 3
+    assert "fc is called 0 times" in done.err
+    assert "anchors" not in done.err
+    assert pbu(*command, "--dry-run", "--fast").code == 0
 
 
 def test_a_fisher_file_gives_the_same_result_as_measuring_again(pbu, digits, tmp_path):

@@ -168,7 +168,7 @@ def unlearn(
     quiet: Quiet = False,
 ) -> None:
     """Make the checkpoint forget the class and write the sanitized weights."""
-    from pbu_cli.commands import inputs_made, measure_fisher, sanitise, timed
+    from pbu_cli.commands import check_head, inputs_made, measure_fisher, sanitise, timed
     from pbu_cli.files import check_output, claimed
     from pbu_cli.fisher_file import read_fisher
     from pbu_cli.recording import check_places, record_unlearning, summary
@@ -209,6 +209,8 @@ def unlearn(
     tensors = case.subject.checkpoint.tensors.values()
     needed = sum(tensor.nbytes for tensor in tensors)
     check_output(place, force=force, sources=inputs, size=needed, suffix=SAFETENSORS)
+    if anchors:
+        check_head(case)
     diagonal: dict[str, Any] = {}
     if fisher is not None:
         diagonal, used = read_fisher(fisher, case, case.trained)
