@@ -274,8 +274,8 @@ class Company:
     V is the scatter of the forget images, the trace of their features' covariance, and V_1
     `schedule.scatter` times that at theta*. A network that never saw the class spreads its images
     among the others (0.77 and 1.10 of the scatter in the original, ship and cat of a ResNet-20).
-    The other terms draw them together, where ten of them tell an attacker of the rest: with a
-    scatter of 0.56, ships were relearnt to 68 %, with 0.75 to 53, and 54 in that network.
+    The other terms draw them together, to 0.56 with ship, and ten of them then tell an attacker of
+    the rest: relearnt were 68 % of ships, with this term 53 to 63, in that network 54 to 56.
 
     `withdraw` moves the head's row of the class first (`head_row`).
     """
