@@ -81,7 +81,7 @@ def synthesise(
     classes to make anchors of. Deterministic in `schedule.seed`. theta* is left as it is.
     Maps are [n, k, height, width], or [n, height, width, k] where they have their `channels_last`.
     """
-    norms = list(dict.fromkeys(norm for norm, _ in batch_norms(model, starts[:2])))
+    norms = batch_norms(model, starts[:2])
     inputs = _invert(model, norms, starts, starts, staying, count, schedule, channels_last, done)
     size = _together(schedule)
     features, answers = read_head(model, head, inputs.split(size))
@@ -294,7 +294,7 @@ class Company:
         self._middle = anchors.features.mean(dim=0)
         self._reach = (anchors.opposite - self._middle).square().sum(dim=1).mean()
         self._row = HeadRow(model, head, forgotten, anchors.features, anchors.answers)
-        self._means = _low_at(model, head, anchors, forgotten)
+        self._means = _low_at(model, head, anchors, forgotten, _together(schedule))
         self._scatter = schedule.scatter * _scatter(anchors.opposite)
         distance = discriminant(anchors.opposite, anchors.features)[1]
         self._apart = (schedule.apart * distance).clamp(min=schedule.least_apart)
@@ -316,7 +316,8 @@ class Company:
 
     def withdraw(self, answers: Tensor) -> None:
         """Move the head's row of the class; `answers` are those of the `ForgetSet`."""
-        self._row.withdraw(self._means, level(answers, self._forgotten, self._tau))
+        goal = level(answers, self._forgotten, self._tau)
+        self._row.withdraw(self._means, self._anchors.opposite.mean(dim=0), goal)
 
     def reinstate(self) -> None:
         """Undo `withdraw`."""
@@ -368,18 +369,18 @@ def _scatter(features: Tensor) -> Tensor:
     return features.var(dim=0, correction=min(1, len(features) - 1)).sum() + EPSILON
 
 
-def _low_at(model: nn.Module, head: str, anchors: Anchors, forgotten: Tensor) -> Tensor:
-    """The mean features at which the class's row is to give its low logit, [k, d].
+def _low_at(model: nn.Module, head: str, anchors: Anchors, forgotten: Tensor, size: int) -> Tensor:
+    """The mean features against which the class's row is put, [k, d].
 
-    Training without the class puts it against those of the others alone. The last BatchNorm may
-    tell what they were, if classes were equally many; else anchors stand for them. Where no
-    BatchNorm holds what they are made of to its statistics they are poor at that, and the mean of
-    the forget images is made to get that logit too.
+    Training without the class puts it against those of the others alone. BatchNorm tells what they
+    were, if classes were equally many. Where there is none behind the trunk the anchors, held to
+    nothing else either, are poor stand-ins, and the mean of the forget images joins theirs.
     """
-    middle, own = anchors.features.mean(dim=0), anchors.opposite.mean(dim=0)
-    everything = trained_mean(model, head, anchors.inputs[:2])
-    if everything is not None:
-        share = forgotten.float().mean()
-        return ((everything - share * own) / (1 - share))[None]
-    held = batch_norms(model, anchors.inputs[:2])
-    return middle[None] if held else torch.stack([middle, own])
+    own = anchors.opposite.mean(dim=0)
+    norms = batch_norms(model, anchors.inputs[:2])
+    if not norms:
+        return torch.stack([anchors.features.mean(dim=0), own])
+    rounds = [part for part in anchors.inputs.split(size) if len(part) > 1]  # one has no variance
+    everything = trained_mean(model, head, norms, rounds).to(own.device)
+    share = forgotten.float().mean()
+    return ((everything - share * own) / (1 - share))[None]

@@ -1,66 +1,53 @@
-"""The mean features of all that a network was trained on, where its last BatchNorm tells.
+"""The mean features of all that a network was trained on, where BatchNorm tells.
 
-In eval mode a BatchNorm gives numbers that over the training images and all places had mean b and
-deviation |g| in each channel, b and g its bias and weight. Where the head's input h is the average
-over places of some function f of that, as in DenseNet, EfficientNet, MobileNetV2, MNASNet and
-ShuffleNet, their mean was, so far as they were normal,
-
-    m = E f(b + |g| u),    u ~ N(0, 1)
-
-and no image is needed for it. In a DenseNet-121 of digits it had a cosine of 0.998 with the mean
-features of the test images; in networks whose statistics were those of other images, as where they
-were frozen for fine-tuning, it is theirs.
+A BatchNorm's weight and bias are the deviation and the mean that its channels had over the training
+images. A few hundred inputs have others, even where they were made to have its statistics; but let
+it normalise by those inputs themselves, as in training, and what it gives has that mean and that
+deviation whatever the inputs were. With every BatchNorm doing so, what follows is on average as it
+was over the training images: the mean features of 2,048 anchors then had a cosine with those of the
+test images of .991, .993 and .991 (a ResNet-20 without ship, cat, automobile), .993 (ResNet-34) and
+.994 (DenseNet-121); as they were, of .973, .989, .980, .957 and .767. In networks whose statistics
+were those of other images, as where they were frozen for fine-tuning, the mean is theirs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pbu_cli.activations import averaged, listening
+from pbu_cli.activations import read_head
 
-FUNCTIONS: tuple[Callable[[Tensor], Tensor], ...] = (
-    lambda x: x, F.relu, F.relu6, F.silu, F.gelu, F.hardswish,
-)  # fmt: skip
-QUANTILES = 1000  # of the normal distribution, by which E is taken
+
+def trained_mean(
+    model: nn.Module, head: str, norms: Sequence[nn.Module], rounds: Iterable[Tensor]
+) -> Tensor:
+    """Of the input of the module `head`, [d], on the CPU. norms: `batch_norms`; rounds: batches as
+    the model takes them, of at least two. Every statistic stays as it is.
+
+    >>> norm = nn.BatchNorm1d(1)
+    >>> _ = nn.init.constant_(norm.bias, 3.0)
+    >>> model = nn.Sequential(norm, nn.Linear(1, 2)).eval()
+    >>> trained_mean(model, "1", [norm], [torch.tensor([[-1.0], [2.0]])])
+    tensor([3.])
+    """
+    with _by_the_batch(norms):
+        return read_head(model, head, rounds)[0].mean(dim=0)
 
 
 @torch.no_grad()
-def trained_mean(model: nn.Module, head: str, x: Tensor) -> Tensor | None:
-    """m [d], for the input of the module `head`; None where a BatchNorm does not tell it, which a
-    pass of some inputs x [n, *shape] shows.
-
-    >>> model = nn.Sequential(nn.BatchNorm1d(1), nn.ReLU(), nn.Linear(1, 2)).eval()
-    >>> trained_mean(model, "2", torch.tensor([[-1.0], [2.0]]))  # 1 / sqrt(2 pi)
-    tensor([0.3989])
+def batch_norms(model: nn.Module, x: Tensor) -> list[nn.Module]:
+    """Those that a pass of x meets and that hold statistics of what the model was trained on. Those
+    of a cut trunk, which give NaN, are left out.
     """
-    with listening(model, head) as heard:
-        met = batch_norms(model, x)
-    if not met or not heard:
-        return None
-    (norm, given), features = met[-1], heard[-1]
-    for function in FUNCTIONS:
-        found = averaged(function(given), 1)
-        near = 1e-4 * float(features.abs().max())
-        if found.shape == features.shape and torch.allclose(found, features, rtol=1e-3, atol=near):
-            return _expected(function, norm)
-    return None
-
-
-@torch.no_grad()
-def batch_norms(model: nn.Module, x: Tensor) -> list[tuple[nn.Module, Tensor]]:
-    """Those that a pass of x meets and that hold statistics of what the model was trained on, each
-    with what it gives, in the order met. Those of a cut trunk, which give NaN, are left out.
-    """
-    met: list[tuple[nn.Module, Tensor]] = []
+    met: dict[nn.Module, None] = {}
 
     def keep(module: nn.Module, args: Any, output: Tensor) -> None:
         if not output.isnan().all():
-            met.append((module, output.float().clone()))  # what follows may work in place
+            met[module] = None
 
     kind = nn.modules.batchnorm._BatchNorm
     handles = [
@@ -73,13 +60,17 @@ def batch_norms(model: nn.Module, x: Tensor) -> list[tuple[nn.Module, Tensor]]:
     finally:
         for handle in handles:
             handle.remove()
-    return met
+    return list(met)
 
 
-def _expected(function: Callable[[Tensor], Tensor], norm: Any) -> Tensor:
-    u = torch.special.ndtri((torch.arange(QUANTILES) + 0.5) / QUANTILES)  # MPS has none
-    u = u.to(norm.running_mean.device)
-    if norm.weight is None:
-        return function(u).mean().expand_as(norm.running_mean)
-    middle, deviation = norm.bias.float(), norm.weight.float().abs()
-    return function(middle[:, None] + deviation[:, None] * u).mean(dim=1)
+@contextmanager
+def _by_the_batch(norms: Sequence[Any]) -> Iterator[None]:
+    """While it lasts these normalise by the batch, and count and keep nothing of it."""
+    before = [(norm, norm.training, norm.track_running_stats) for norm in norms]
+    for norm in norms:
+        norm.training, norm.track_running_stats = True, False
+    try:
+        yield
+    finally:
+        for norm, training, tracking in before:
+            norm.training, norm.track_running_stats = training, tracking

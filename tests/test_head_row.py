@@ -50,7 +50,7 @@ def test_the_logit_at_the_means_is_the_level_and_other_rows_stay(head, bias):
     row, means = row_of(layer, features), features[:2]
     x = means if head == "linear" else means[:, :, None, None]
     middle = layer(x).flatten(1).mean(dim=1)
-    row.withdraw(means, torch.tensor(-6.0))
+    row.withdraw(means, means[0], torch.tensor(-6.0))
     assert (layer(x).flatten(1)[:, 1] - middle).tolist() == pytest.approx([-6, -6], rel=0.03)
     assert row.changes.keys() == before.keys()
     for name, value in before.items():
@@ -59,11 +59,30 @@ def test_the_logit_at_the_means_is_the_level_and_other_rows_stay(head, bias):
     assert all(torch.equal(p, before[name]) for name, p in layer.named_parameters())
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    ("share", "others"), [(0.5, -12), (0.3, -20), (0.01, -24), (-1, -24), (1, -6), (2, -6)]
+)
+def test_the_level_is_of_the_classs_images_and_the_others_are_lower(bias, share, others):
+    """By the ratio of their features along the mean of the others, up to four times; and never
+    higher."""
+    layer, mean = nn.Linear(9, 3, bias), 20 * torch.rand(1, 9)
+    own = share * mean[0] + (share - 1) * mean[0] / (mean @ mean.T).squeeze() * bias
+    across = torch.randn(9)
+    own = own + across - (across @ mean[0]) / (mean @ mean.T).squeeze() * mean[0]
+    at = torch.stack([mean[0], own])
+    middle = layer(at).mean(dim=1)
+    row_of(layer, torch.rand(6, 9)).withdraw(mean, own, torch.tensor(-6.0))
+    found = (layer(at)[:, 1] - middle).tolist()
+    assert found[0] == pytest.approx(others, rel=0.03)
+    assert found[1] == pytest.approx(others * share, rel=0.03, abs=0.05)
+
+
 def test_it_is_as_short_as_can_be():
     """Against the least-norm solution of the two equations, from the mean of the rows."""
     layer, features = nn.Linear(9, 3), 20 * torch.rand(6, 9)
     middle = rows(layer).mean(dim=0)
-    row_of(layer, features).withdraw(features[:2], torch.tensor(-6.0))
+    row_of(layer, features).withdraw(features[:2], features[0], torch.tensor(-6.0))
     equations = torch.cat([features[:2], torch.ones(2, 1)], dim=1)
     least = torch.linalg.pinv(equations) @ torch.full((2,), -6.0)
     assert (rows(layer)[1] - middle - least).norm() < 0.03 * least.norm()
@@ -80,7 +99,7 @@ def test_rows_that_are_all_moved_alike_make_no_difference(bias):
             other.bias += 20
     for layer in (one, other):
         goal = level(layer(features).detach(), FORGOTTEN, tau=1e-4)
-        row_of(layer, features).withdraw(features[:2], goal)
+        row_of(layer, features).withdraw(features[:2], features[0], goal)
     assert torch.allclose(*(layer(features).softmax(1) for layer in (one, other)), atol=1e-5)
 
 
@@ -89,7 +108,7 @@ def test_logits_far_apart_push_the_row_no_further_than_the_mean_of_all():
     goal = level(torch.tensor([[0.0, 0.0, 60.0]]), FORGOTTEN, tau=1e-4)
     assert goal > 0
     middle = rows(layer).mean(dim=0)
-    row_of(layer, features).withdraw(features[:2], goal)
+    row_of(layer, features).withdraw(features[:2], features[0], goal)
     assert torch.allclose(rows(layer)[1], middle)
 
 
@@ -98,7 +117,7 @@ def test_several_rows_move_alike():
     gone = torch.tensor([False, True, True, False])
     row = HeadRow(layer, "", gone, features, layer(features).detach())
     middle = layer(features[:2]).mean(dim=1, keepdim=True)
-    row.withdraw(features[:2], torch.tensor(-6.0))
+    row.withdraw(features[:2], features[0], torch.tensor(-6.0))
     apart = layer(features[:2])[:, gone] - middle
     assert torch.allclose(apart, torch.full((2, 2), -6.0), rtol=0.03)
 
@@ -106,7 +125,7 @@ def test_several_rows_move_alike():
 def test_without_a_bias_features_of_length_1_reach_the_level_too():
     layer, features = nn.Linear(9, 3, bias=False), F.normalize(torch.rand(6, 9))
     middle = layer(features[:1])[0].mean()
-    row_of(layer, features).withdraw(features[:1].expand(2, 9), torch.tensor(-6.0))
+    row_of(layer, features).withdraw(features[:1].expand(2, 9), features[0], torch.tensor(-6.0))
     assert (layer(features[:1])[0, 1] - middle).item() == pytest.approx(-6, rel=0.03)
 
 
@@ -121,7 +140,7 @@ def test_a_row_whose_weight_another_module_has_too_stays():
 def test_means_of_nothing_or_the_same_twice_leave_it_finite(bias):
     for means in (torch.zeros(2, 4), torch.ones(2, 4)):
         layer, features = nn.Linear(4, 3, bias), torch.randn(6, 4)
-        row_of(layer, features).withdraw(means, torch.tensor(-6.0))
+        row_of(layer, features).withdraw(means, means[0], torch.tensor(-6.0))
         assert layer(features).abs().max() < 30
 
 
@@ -140,7 +159,7 @@ def test_it_is_where_training_without_the_class_takes_it():
     learnt = rows(layer)[1] - middle
     mean = features.mean(dim=0)
     level_there = mean @ learnt[:-1] + learnt[-1]
-    row_of(layer, features).withdraw(mean.expand(2, 16), level_there)
+    row_of(layer, features).withdraw(mean.expand(2, 16), mean, level_there)
     ours = rows(layer)[1] - middle
     assert F.cosine_similarity(ours, learnt, dim=0) > 0.9
     assert ours.norm().item() == pytest.approx(learnt.norm().item(), rel=0.15)
@@ -153,7 +172,7 @@ def test_a_log_softmax_behind_the_layer_makes_no_difference():
     logits = one(features).detach()
     for layer, answers in ((one, logits), (other, logits.log_softmax(1))):
         row = HeadRow(layer, "", FORGOTTEN, features, answers)
-        row.withdraw(features[:2], level(answers, FORGOTTEN, tau=1e-4))
+        row.withdraw(features[:2], features[0], level(answers, FORGOTTEN, tau=1e-4))
         assert row.changes.keys() == {"weight", "bias"}
     assert torch.allclose(one.weight, other.weight, atol=1e-5)
 
@@ -169,6 +188,6 @@ def test_a_layer_that_does_not_give_the_logits_stays(what):
     forgotten = torch.arange(answers.shape[1] if what != "no row a class" else 3) == 1
     row = HeadRow(layer, "", forgotten, features, answers[:, :3])
     before = layer(features)
-    row.withdraw(torch.ones(2, 4), torch.tensor(-6.0))
+    row.withdraw(torch.ones(2, 4), torch.ones(4), torch.tensor(-6.0))
     assert row.changes == {}
     assert torch.equal(layer(features), before)

@@ -4,96 +4,73 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
 import torchvision
-from torch import Tensor, nn
+from torch import nn
 
 from pbu_cli.activations import read_head
-from pbu_cli.stages import head_module
-from pbu_cli.trained_mean import FUNCTIONS, batch_norms, trained_mean
+from pbu_cli.trained_mean import batch_norms, trained_mean
 from pbu_cli.trunk import beyond, find_cut
 
 
-class Ends(nn.Module):
-    """f(BatchNorm(x)), averaged over places, under a linear head."""
-
-    def __init__(self, function, affine: bool = True, beside: bool = False) -> None:
-        super().__init__()
-        self.norm = nn.BatchNorm2d(5, momentum=None, affine=affine)
-        self.head = nn.Linear(5, 3)
-        self.function, self.beside = function, beside
-
-    def forward(self, x: Tensor) -> Tensor:
-        normed = self.norm(x)
-        x = self.function(normed) + (x if self.beside else 0)
-        return self.head(x.mean(dim=(2, 3)))
-
-
-def trained(model: Ends) -> Tensor:
-    """The images, [n, k, h, w], whose statistics the model then has."""
+def trained(affine: bool) -> tuple[nn.Module, torch.Tensor]:
+    """A network with two BatchNorms, and the images [n, k, h, w] whose statistics they have."""
     torch.manual_seed(0)
-    images = 3 * torch.randn(4000, 5, 2, 2) + torch.arange(5.0)[:, None, None]
-    if model.norm.affine:
-        with torch.no_grad():
-            model.norm.weight.copy_(torch.linspace(-1, 2, 5))
-            model.norm.bias.copy_(torch.linspace(1, -2, 5))
-    model.train()(images)
-    model.eval()
-    return images
+    images = torch.randn(4096, 3, 4, 4) + torch.arange(3.0)[:, None, None]
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, momentum=None, affine=affine), nn.ReLU(),
+        nn.Conv2d(8, 5, 2), nn.BatchNorm2d(5, momentum=None, affine=affine), nn.ReLU(),
+        nn.Flatten(), nn.Linear(5, 3),
+    )  # fmt: skip
+    if affine:
+        for norm in (model[1], model[4]):
+            nn.init.normal_(norm.weight)
+            nn.init.normal_(norm.bias)
+    with torch.no_grad():
+        model.train()(images)
+        model[1].momentum = model[4].momentum = 0.0  # once more, behind the first as it is now
+        model[4].momentum = 1.0
+        model(images)
+    return model.eval(), images
 
 
 @pytest.mark.parametrize("affine", [True, False])
-@pytest.mark.parametrize("number", range(len(FUNCTIONS)))
-def test_it_is_the_mean_of_what_was_trained_on(number, affine):
-    model = Ends(FUNCTIONS[number], affine)
-    images = trained(model)
-    features, _ = read_head(model, "head", [images])
-    found = trained_mean(model, "head", images[:2])
+def test_it_is_that_of_the_training_set_whatever_the_inputs_scale_and_shift(affine):
+    model, images = trained(affine)
+    wanted = read_head(model, "7", [images])[0].mean(dim=0)
+    others = 3 * images + torch.tensor([5.0, -2.0, 1.0])[:, None, None]
+    norms = batch_norms(model, images[:2])
+    found = trained_mean(model, "7", norms, others.split(1024))
+    as_they_are = read_head(model, "7", [others])[0].mean(dim=0)
     assert found.shape == (5,)
-    # Of 16,000 numbers a channel, of deviation 2 at most.
-    assert torch.allclose(found, features.mean(dim=0), atol=4 * 2 / 16000**0.5)
+    assert (found - wanted).norm() < 0.05 * wanted.norm()
+    assert (as_they_are - wanted).norm() > 0.5 * wanted.norm()
 
 
-def test_what_works_in_place_behind_it_makes_no_difference():
-    model = Ends(F.relu)
-    images = trained(model)
-    found = trained_mean(model, "head", images[:2])
-    model.function = lambda x: F.relu(x, inplace=True)
-    assert torch.equal(trained_mean(model, "head", images[:2]), found)
+def test_it_leaves_the_network_as_it_was():
+    model, images = trained(affine=True)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    answers = model(images[:9]).detach()
+    trained_mean(model, "7", batch_norms(model, images[:2]), [10 * images[:9]])
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert torch.equal(model(images[:9]), answers)
+    assert not any(module.training for module in model.modules())
 
 
-def test_where_something_is_added_it_is_not_told():
-    model = Ends(F.relu, beside=True)
-    assert trained_mean(model, "head", trained(model)[:2]) is None
+def test_an_error_on_the_way_leaves_it_so_too():
+    model, images = trained(affine=True)
+    norms = batch_norms(model, images[:2])
+    with pytest.raises(RuntimeError):
+        trained_mean(model, "7", norms, [images[:2, :1]])
+    assert not any(module.training for module in model.modules())
+    assert all(norm.track_running_stats for norm in norms)
 
 
-def test_without_batchnorm_or_its_statistics_it_is_not_told():
+def test_only_batchnorms_with_statistics_are_met():
     x = torch.randn(2, 4)
-    assert trained_mean(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3)), "1", x) is None
-    without = nn.Sequential(nn.BatchNorm1d(4, track_running_stats=False), nn.Linear(4, 3))
-    assert trained_mean(without, "1", x) is None
-
-
-@pytest.mark.parametrize(
-    ("name", "told"),
-    [
-        ("densenet121", True),
-        ("efficientnet_b0", True),
-        ("mobilenet_v2", True),
-        ("mnasnet0_5", True),
-        ("shufflenet_v2_x0_5", True),
-        ("resnet18", False),
-        ("mobilenet_v3_small", False),
-        ("squeezenet1_1", False),
-    ],
-)
-def test_which_of_torchvisions_networks_tell_it(name, told):
-    model = torchvision.models.get_model(name, num_classes=4).eval()
-    head = head_module(model, name)
-    found = trained_mean(model, head, torch.randn(2, 3, 64, 64))
-    assert (found is not None) == told
-    if told:
-        assert found.shape == (model.get_submodule(head).weight.shape[1],)
+    assert batch_norms(nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4)), x) == []
+    assert batch_norms(nn.BatchNorm1d(4, track_running_stats=False), x) == []
+    twice = nn.BatchNorm1d(4).eval()
+    assert batch_norms(nn.Sequential(twice, nn.ReLU(), twice), x) == [twice]
 
 
 def test_those_of_a_cut_trunk_are_not_met():
@@ -105,6 +82,6 @@ def test_those_of_a_cut_trunk_are_not_met():
     assert len(batch_norms(model, x)) == 20
     names = {module: name for name, module in model.named_modules()}
     with beyond(model, cut):
-        met = [names[norm] for norm, _ in batch_norms(model, torch.randn(2, *cut.features))]
+        met = [names[norm] for norm in batch_norms(model, torch.randn(2, *cut.features))]
     assert len(met) == 5
     assert all(name.startswith("layer4") for name in met)
