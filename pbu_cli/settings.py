@@ -12,6 +12,7 @@ Estimator = Literal["empirical", "exact", "mc"]
 SAFETENSORS = ".safetensors"  # suffix of every file of tensors that pbu writes
 SCHEMA = 1  # version of every JSON document and Fisher file that pbu writes
 HEAVIEST = 1e6  # weight of a term; the defaults are between 0.02 and 100
+LEAST_ANCHORS = 16  # if any
 FORGOTTEN = 0.5  # percent of the forget images that may still be recognised
 
 

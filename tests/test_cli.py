@@ -172,6 +172,13 @@ def test_anchors_and_their_weights_go_together(pbu, digits, flags):
     assert "--fast" in done.err
 
 
+@pytest.mark.parametrize("count", [1, 15])
+def test_fewer_anchors_than_have_statistics_are_refused(pbu, digits, count):
+    done = pbu("unlearn", digits.checkpoint, "--forget", digits.train / "8", "--anchors", count)
+    assert done.code == 2
+    assert f"--anchors {count}: expected 0 or at least 16" in done.err
+
+
 @pytest.mark.parametrize("flags", [["--dry-run"], []])
 def test_a_head_that_is_never_called_is_said_before_anything_is_made(pbu, digits, tmp_path, flags):
     (tmp_path / "own.py").write_text(UNHEARD)

@@ -39,7 +39,7 @@ from pbu_cli.options import (
     Std,
     wanted_of,
 )
-from pbu_cli.settings import DEEP, FAST, FORGOTTEN, SAFETENSORS
+from pbu_cli.settings import DEEP, FAST, FORGOTTEN, LEAST_ANCHORS, SAFETENSORS
 
 if TYPE_CHECKING:
     from pbu_cli.case import Case
@@ -189,6 +189,11 @@ def unlearn(
     )
     layers = layers or preset.layers
     anchors = preset.anchors if anchors is None else anchors
+    if 0 < anchors < LEAST_ANCHORS:
+        raise InvalidUsage(
+            f"--anchors {anchors}: expected 0 or at least {LEAST_ANCHORS}, whose statistics can be"
+            " compared; 0 needs --epsilon 0 --zeta 0, or --fast"
+        )
     most = batch_size // 2 if anchors else batch_size  # beside as many anchors
     schedule = replace(schedule, batch_size=max(1, min(schedule.batch_size, most)))
     if bool(anchors) != bool(weights.epsilon or weights.zeta):
