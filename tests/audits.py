@@ -17,6 +17,7 @@ import argparse
 import json
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,19 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from pbu_cli.baselines import pbu_paper
+from pbu_cli.baselines import finetune, pbu_paper
 from pbu_cli.baselines.task import Task
-from pbu_cli.case import Wanted, assemble, load_subject
+from pbu_cli.case import Case, Wanted, assemble, load_subject
 from pbu_cli.checkpoint import write
+from pbu_cli.folders import list_groups
+from pbu_cli.images import decode
 from pbu_cli.training.feed import Feed
-from pbu_cli.training.recipe import GREY
+from pbu_cli.training.recipe import COLOUR, GREY
 from tests.archives import unpack
 from tests.results import CASES, CIFAR_CLASSES, SHARED, pbu
 
 EPOCHS = 2  # of the authors' recipe
+ORIGINALS = 14  # those of the originals, a third of which fine-tuning takes
 MEASURES = ("probe", "probe_recall", "odds_auc", "relearnt", "js", "log_p_retain")
 
 
@@ -46,6 +50,30 @@ def by_pbu(*flags: str) -> Callable[..., None]:
 
 def by_authors(original: Path, forget: Path, output: Path, own: list[str]) -> None:
     """Their recipe on the case's own network and images, as `pbu benchmark` runs it."""
+    case, task = _task(original, forget, own)
+    for _, result in zip(range(EPOCHS), pbu_paper.unlearn(task), strict=False):
+        found = result.network
+    write(output, dict(found.state_dict()), dict(case.subject.checkpoint.metadata))
+
+
+def by_tuning(original: Path, forget: Path, output: Path, own: list[str]) -> None:
+    """As `pbu benchmark` fine-tunes: on all training images of the others, which pbu never sees."""
+    case, task = _task(original, forget, own)
+    folders = sorted(set(forget.parent.iterdir()) - {forget})  # in the order of the classes
+    channels = case.images.pixels.shape[1]
+    images = decode(
+        list_groups([str(folder) for folder in folders]),
+        channels=channels, size=case.preprocessing.size,
+    )  # fmt: skip
+    kept = torch.tensor([c for c in range(task.num_classes) if c != task.label])
+    retained = Feed(images.pixels, kept[images.group], case.preprocessing)
+    recipe = replace(COLOUR if channels == 3 else GREY, epochs=ORIGINALS)
+    (result,) = finetune.unlearn(replace(task, retained=retained, recipe=recipe))
+    write(output, dict(result.network.state_dict()), dict(case.subject.checkpoint.metadata))
+
+
+def _task(original: Path, forget: Path, own: list[str]) -> tuple[Case, Task]:
+    """The case's own network and images; no retained ones."""
     flags = dict(zip(own[::2], own[1::2], strict=True))  # --label among them
     mean, std = (
         tuple(map(float, flags[name].split(","))) if name in flags else None
@@ -59,16 +87,14 @@ def by_authors(original: Path, forget: Path, output: Path, own: list[str]) -> No
     label = int(case.image_labels[0])
     network = case.subject.network
     nothing = feed.chosen(torch.zeros(0, dtype=torch.long))
-    task = Task(network.module, _never, label, network.num_classes, feed, nothing, GREY)
-    for _, result in zip(range(EPOCHS), pbu_paper.unlearn(task), strict=False):
-        found = result.network
-    write(output, dict(found.state_dict()), dict(subject.checkpoint.metadata))
+    return case, Task(network.module, _never, label, network.num_classes, feed, nothing, GREY)
 
 
 ROWS: dict[str, Callable[..., None]] = {
     "default": by_pbu(),
     "--fast": by_pbu("--fast"),
     f"authors' recipe, {EPOCHS} epochs": by_authors,
+    f"fine-tuned, {finetune.epochs(ORIGINALS)} epochs": by_tuning,
 }
 
 
