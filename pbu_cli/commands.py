@@ -95,13 +95,11 @@ def measure_fisher(
             if done is not None:
                 done(min((number + 1) * size, len(case.image_labels)))
 
-    with _live_tail(case) as crops:
+    with beyond(module, case.cut):
         diagonal = fisher_diagonal(
             module, counted(),
             estimator=estimator, draws=draws, seed=seed, parameters=case.trained,
         )  # fmt: skip
-    for name in diagonal.keys() & crops.keys():  # no image's gradient reaches a dead tap
-        diagonal[name] = crops[name].whole(diagonal[name], module.get_parameter(name))
     broken = [name for name, value in diagonal.items() if not bool(value.isfinite().all())]
     if broken:
         raise PbuError(

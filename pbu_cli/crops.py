@@ -2,7 +2,8 @@
 
 On small images the last stage sees maps of one or two pixels, where most taps of a 3x3 kernel only
 ever meet padding: of ResNet-34's last stage on 28x28 images 2 M weights out of 13 M take part in
-anything. The others' gradient is zero at every step, yet it would be computed and descended.
+anything. The others' gradient is zero at every step, yet it would be computed, squared and
+descended.
 
 A kernel whose live part is as large as the map is a matrix, and cheaper as one.
 
@@ -115,7 +116,7 @@ def find_crops(model: nn.Module, x: Tensor) -> dict[str, Crop]:
             if own and kernel is not None and uses[id(kernel)] == 1:
                 sizes[path] = []
                 hooks.enter_context(module.register_forward_pre_hook(_recorder(sizes[path])))
-        answers = model(x)
+        answers = model(x) if sizes else None
     crops = {}
     for path, seen in sizes.items():
         crop = _crop(path, model.get_submodule(path), seen[0]) if len(seen) == 1 else None

@@ -4,14 +4,15 @@
 
 with the columns of `estimators.py`. All columns share one forward pass. `plan.py` says where
 `taps.py` has to tap it, the rules of `layer_rules.py` give each image's gradients there, and
-`squares.py` adds up their squares. Sums over the images, not means; the square of a batch's mean
-gradient is not the Fisher information.
+`squares.py` adds up their squares, all on kernels that `crops.py` has rid of what only meets
+padding. Sums over the images, not means; the square of a batch's mean gradient is not the Fisher
+information.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from math import inf, isfinite, sqrt
 from typing import Literal
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointError
 
+from pbu_cli.crops import WHOLE, Crops, cropped, find_crops
 from pbu_cli.errors import InvalidUsage, PbuError
 from pbu_cli.estimators import drawn, empirical, exact
 from pbu_cli.machine import keep_freed_memory
@@ -72,12 +74,22 @@ def fisher_diagonal(
     generator = torch.Generator().manual_seed(seed)
     plans: dict[torch.Size, Plan] = {}
     portion = Portion()
-    with _at_rest(model):
+    crops: Crops = WHOLE
+    with _at_rest(model), ExitStack() as live:
         totals: Totals = {}
         for images, labels in batches:
             if len(images) == 0:
                 continue
             x = images.clone() if images.is_inference() else images
+            if not plans:
+                crops = find_crops(model, x[:2])
+                live.enter_context(cropped(model, crops))
+                wanted = _named(model, parameters)
+            elif crops and x.shape[1:] not in plans:  # which the crops were not made for
+                live.close()
+                wanted = _named(model, parameters)
+                crops, totals = WHOLE, _whole(totals, crops, zeros(wanted))
+                plans.clear()
             if x.shape[1:] not in plans:
                 plans[x.shape[1:]] = _plan(model, wanted, x)
             totals = totals or zeros(wanted)  # not beside the first trial's own
@@ -87,6 +99,8 @@ def fisher_diagonal(
             plan_of_x, columns = plans[x.shape[1:]], COLUMNS[estimator]
             add_what_fits(model, wanted, plan_of_x, x, given, columns, totals, portion)
     totals = totals or zeros(wanted)
+    for name in totals.keys() & crops.keys():  # no image's gradient reaches a dead tap
+        totals[name] = crops[name].whole(totals[name], model.get_parameter(name))
     broken = [name for name, total in totals.items() if not total.isfinite().all()]
     if broken:
         raise PbuError(
@@ -94,6 +108,13 @@ def fisher_diagonal(
             "first of them; look for NaN and huge values in the weights and in the images"
         )
     return {name: _in_order(total) for name, total in totals.items()}
+
+
+def _whole(totals: Totals, crops: Crops, whole: Totals) -> Totals:
+    """`whole`, with the totals of the crops in their places and the others as they are."""
+    for name, total in totals.items():
+        crops[name].put(total, whole[name]) if name in crops else whole[name].copy_(total)
+    return whole
 
 
 def _in_order(total: Tensor) -> Tensor:

@@ -516,13 +516,24 @@ def test_batches_of_any_length_and_layout() -> None:
     assert close(empirical(model.to(memory_format=torch.channels_last), wide), wanted_wide)
 
 
-def test_images_of_several_sizes() -> None:
+@pytest.mark.parametrize("sizes", [(32, 48), (2, 32, 2), (32, 2)])
+def test_images_of_several_sizes(sizes: tuple[int, ...]) -> None:
     model = small()
-    small_x, large_x = images(32), images(48)
-    found = fisher_diagonal(model, [(small_x, LABELS), (large_x, LABELS)])
-    first = fisher_loop(model, small_x, LABELS, "empirical")
-    second = fisher_loop(model, large_x, LABELS, "empirical")
-    assert close(found, {name: first[name] + second[name] for name in first})
+    found = fisher_diagonal(model, [(images(size), LABELS) for size in sizes])
+    loops = [fisher_loop(model, images(size), LABELS, "empirical") for size in sizes]
+    assert close(found, {name: sum(loop[name] for loop in loops) for name in loops[0]})
+
+
+def test_what_only_meets_padding_is_not_multiplied() -> None:
+    model, x, seen = small(), images(2), set[torch.Size]()  # maps of one pixel
+    conv = model.layer3.conv1
+    kernel = conv.weight
+    hook = conv.register_forward_hook(lambda module, *_: seen.add(module.weight.shape))
+    found = empirical(model, x)
+    hook.remove()
+    assert seen == {kernel.shape, torch.Size([8, 8])}
+    assert conv.weight is kernel
+    assert close(found, fisher_loop(model, x, LABELS, "empirical"))
 
 
 def test_gradients_that_are_pulled_back_are_held_for_few_images(

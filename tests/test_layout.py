@@ -34,12 +34,12 @@ ORDER = [
     "layer_rules",
     "kernels",
     "layers",
+    "crops",
     "estimators",
     "taps",
     "plan",
     "squares",
     "fisher",
-    "crops",
     "objective",
     "descent",
     "stopping",
@@ -79,7 +79,7 @@ ORDER = [
 ]
 _FISHER = ORDER[ORDER.index("layer_rules") : ORDER.index("fisher") + 1]
 _AUDIT = {"metrics", "roc", "probe", "membership", "similarity", "relearning"}
-_LOOP = {"crops", "objective", "descent", "stopping", "trunk", "activations", "anchors",
+_LOOP = {"objective", "descent", "stopping", "trunk", "activations", "anchors",
          "head_row", "trained_mean"}  # fmt: skip
 NUMERIC = {*_FISHER, *_AUDIT, *_LOOP}
 OUTSIDE_NUMERIC = {"typer", "rich", "safetensors", "torchvision", "PIL", "pathlib", "os"}
