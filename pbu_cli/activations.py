@@ -5,7 +5,7 @@ Read by hooks in one pass over the images; the network stays as it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -49,12 +49,22 @@ def listening(model: nn.Module, head: str) -> Iterator[list[Tensor]]:
     to go through."""
     heard: list[Tensor] = []
     handle = model.get_submodule(head).register_forward_pre_hook(
-        lambda module, args: heard.append(averaged(args[0].float(), 1))
+        lambda module, args, named: heard.append(averaged(entering(args, named).float(), 1)),
+        with_kwargs=True,
     )
     try:
         yield heard
     finally:
         handle.remove()
+
+
+def entering(args: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
+    """The first argument of a call, whether it was given by place or by name.
+
+    >>> entering((1, 2), {}), entering((), {"input": 3})
+    (1, 3)
+    """
+    return args[0] if args else next(iter(named.values()))
 
 
 @torch.no_grad()

@@ -36,7 +36,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pbu_cli.activations import listening, read_head
+from pbu_cli.activations import entering, listening, read_head
 from pbu_cli.head_row import HeadRow, level
 from pbu_cli.machine import multiplies_bfloat16
 from pbu_cli.objective import discriminant, restricted_log_softmax, stability
@@ -201,13 +201,13 @@ def _mismatches(norms: list[nn.Module]) -> Iterator[list[Tensor]]:
     enters it is from its statistics."""
     heard: list[Tensor] = []
 
-    def compare(norm: Any, args: Any) -> None:
-        x = args[0]
+    def compare(norm: Any, args: Any, named: Any) -> None:
+        x = entering(args, named)
         var, mean = torch.var_mean(x.float(), [d for d in range(x.dim()) if d != 1], correction=0)
         own = norm.running_mean, (norm.running_var + norm.eps).sqrt()
         heard.append(_mismatch((mean, (var + norm.eps).sqrt()), own))
 
-    handles = [norm.register_forward_pre_hook(compare) for norm in norms]
+    handles = [norm.register_forward_pre_hook(compare, with_kwargs=True) for norm in norms]
     try:
         yield heard
     finally:

@@ -110,10 +110,11 @@ def find_crops(model: nn.Module, x: Tensor) -> dict[str, Crop]:
         uses[id(parameter)] = uses.get(id(parameter), 0) + 1
     with ExitStack() as hooks:
         for path, module in model.named_modules():
-            kernel = module._parameters.get("weight")
             # A subclass may do anything with its kernel, and so may who shares it.
-            own = type(module) is nn.Conv2d and "forward" not in module.__dict__
-            if own and kernel is not None and uses[id(kernel)] == 1:
+            if type(module) is not nn.Conv2d or "forward" in module.__dict__:
+                continue
+            kernel = module._parameters.get("weight")
+            if kernel is not None and uses[id(kernel)] == 1:
                 sizes[path] = []
                 hooks.enter_context(module.register_forward_pre_hook(_recorder(sizes[path])))
         answers = model(x) if sizes else None
@@ -125,25 +126,38 @@ def find_crops(model: nn.Module, x: Tensor) -> dict[str, Crop]:
     return crops if crops and _same(model, crops, x, answers) else {}
 
 
+def live_parts(model: nn.Module, crops: Crops) -> dict[str, nn.Parameter]:
+    """Copies of the live parts, by the names of their kernels."""
+    return {name: _part(model.get_parameter(name), crop) for name, crop in crops.items()}
+
+
 @contextmanager
-def cropped(model: nn.Module, crops: Crops) -> Iterator[None]:
+def cropped(
+    model: nn.Module, crops: Crops, parts: Mapping[str, nn.Parameter] | None = None
+) -> Iterator[None]:
     """While it lasts the kernels are their live parts, parameters under the same names; afterwards
     they are the whole ones again, with the parts as they are by then.
 
-    Nothing else changes. The model takes inputs of the one size the crops were found for.
+    Nothing else changes. The model takes inputs of the one size the crops were found for. Where
+    `parts`, from `live_parts`, are given, those are put in, and nothing is carried back.
     """
     with ExitStack() as restored:
-        for crop in crops.values():
-            restored.enter_context(_one_cropped(model.get_submodule(crop.path), crop))
+        for name, crop in crops.items():
+            conv, part = model.get_submodule(crop.path), parts[name] if parts else None
+            restored.enter_context(_one_cropped(conv, crop, part))
         yield
 
 
+def _part(whole: Tensor, crop: Crop) -> nn.Parameter:
+    part = crop.of(whole.detach()).clone(memory_format=torch.contiguous_format)
+    return nn.Parameter(part, requires_grad=whole.requires_grad)
+
+
 @contextmanager
-def _one_cropped(conv: nn.Module, crop: Crop) -> Iterator[None]:
+def _one_cropped(conv: nn.Module, crop: Crop, part: nn.Parameter | None) -> Iterator[None]:
     assert isinstance(conv, nn.Conv2d)
     whole, padding = conv.weight, conv.padding
-    part = crop.of(whole.detach()).clone(memory_format=torch.contiguous_format)
-    conv.weight = nn.Parameter(part, requires_grad=whole.requires_grad)
+    conv.weight = _part(whole, crop) if part is None else part
     conv.padding = crop.padding
     if crop.matrix:
         conv.forward = _product(conv)  # type: ignore[method-assign,assignment]
@@ -163,8 +177,9 @@ def _one_cropped(conv: nn.Module, crop: Crop) -> Iterator[None]:
         hook.remove()
         if crop.matrix:
             del conv.forward
-        with torch.no_grad():
-            crop.put(conv.weight, whole)
+        if part is None:
+            with torch.no_grad():
+                crop.put(conv.weight, whole)
         conv.weight, conv.padding = whole, padding
 
 
@@ -203,6 +218,7 @@ def _same(model: nn.Module, crops: Crops, x: Tensor, answers: Any) -> bool:
 
 def _recorder(sizes: list[tuple[int, ...]]) -> Any:
     def record(module: nn.Module, args: tuple[Any, ...]) -> None:
-        sizes.append(tuple(args[0].shape[-2:]) if args else ())
+        if args:  # who names the argument is left as he is
+            sizes.append(tuple(args[0].shape[-2:]))
 
     return record

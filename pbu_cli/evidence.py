@@ -8,13 +8,15 @@ the user is an error that names the flag to settle it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from pbu_cli.activations import entering
 from pbu_cli.errors import ImageError, InvalidUsage, printable
 from pbu_cli.logits import logits
 from pbu_cli.settings import NORMALISATIONS, Preprocessing
@@ -234,10 +236,12 @@ class _FirstBatchNorm:
         self._moments = torch.zeros(())  # sums of x and of x^2 by channel, float64
         layers = (m for m in model.modules() if isinstance(m, _BatchNorm))
         self._layer = layer = next((m for m in layers if m.running_mean is not None), None)
-        self._hook = None if layer is None else layer.register_forward_pre_hook(self._look)
+        self._hook = (
+            None if layer is None else layer.register_forward_pre_hook(self._look, with_kwargs=True)
+        )
 
-    def _look(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        x = inputs[0].transpose(0, 1).flatten(1)  # channels first
+    def _look(self, layer: nn.Module, args: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+        x = entering(args, named).transpose(0, 1).flatten(1)  # channels first
         # Sums of float32 are rounded too coarsely to be subtracted; MPS has no float64.
         mean, var = (t.cpu().double() for t in (x.mean(1), x.var(1, correction=0)))
         self._moments = self._moments + x.shape[1] * torch.stack([mean, var + mean**2])

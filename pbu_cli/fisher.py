@@ -12,7 +12,7 @@ information.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from math import inf, isfinite, sqrt
 from typing import Literal
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointError
 
-from pbu_cli.crops import WHOLE, Crops, cropped, find_crops
+from pbu_cli.crops import WHOLE, Crops, cropped, find_crops, live_parts
 from pbu_cli.errors import InvalidUsage, PbuError
 from pbu_cli.estimators import drawn, empirical, exact
 from pbu_cli.machine import keep_freed_memory
@@ -75,32 +75,31 @@ def fisher_diagonal(
     plans: dict[torch.Size, Plan] = {}
     portion = Portion()
     crops: Crops = WHOLE
-    with _at_rest(model), ExitStack() as live:
+    parts: dict[str, nn.Parameter] = {}
+    with _at_rest(model):
         totals: Totals = {}
         for images, labels in batches:
             if len(images) == 0:
                 continue
             x = images.clone() if images.is_inference() else images
+            size = x.shape[1:]
             if not plans:
-                crops = find_crops(model, x[:2])
-                live.enter_context(cropped(model, crops))
-                wanted = _named(model, parameters)
-            elif crops and x.shape[1:] not in plans:  # which the crops were not made for
-                live.close()
-                wanted = _named(model, parameters)
-                crops, totals = WHOLE, _whole(totals, crops, zeros(wanted))
-                plans.clear()
-            if x.shape[1:] not in plans:
-                plans[x.shape[1:]] = _plan(model, wanted, x)
-            totals = totals or zeros(wanted)  # not beside the first trial's own
+                crops, plans[size] = _planned(model, wanted, x)
+                parts = live_parts(model, crops)
+            elif size not in plans:
+                if crops:  # which were made for another size
+                    totals, crops, parts = _whole(totals, crops, wanted), WHOLE, {}
+                    plans.clear()
+                plans[size] = _plan(model, wanted, x, crops)
+            live = _instead(wanted, parts)
+            totals = totals or zeros(live)  # not beside the first trial's own
             given = labels.to(x.device)
             if estimator == "mc":
                 given = torch.rand(len(x), draws, dtype=torch.float64, generator=generator)
-            plan_of_x, columns = plans[x.shape[1:]], COLUMNS[estimator]
-            add_what_fits(model, wanted, plan_of_x, x, given, columns, totals, portion)
-    totals = totals or zeros(wanted)
-    for name in totals.keys() & crops.keys():  # no image's gradient reaches a dead tap
-        totals[name] = crops[name].whole(totals[name], model.get_parameter(name))
+            columns = COLUMNS[estimator]
+            with cropped(model, crops, parts):
+                add_what_fits(model, live, plans[size], x, given, columns, totals, portion)
+    totals = _whole(totals or zeros(wanted), crops, wanted)
     broken = [name for name, total in totals.items() if not total.isfinite().all()]
     if broken:
         raise PbuError(
@@ -110,11 +109,20 @@ def fisher_diagonal(
     return {name: _in_order(total) for name, total in totals.items()}
 
 
-def _whole(totals: Totals, crops: Crops, whole: Totals) -> Totals:
-    """`whole`, with the totals of the crops in their places and the others as they are."""
-    for name, total in totals.items():
-        crops[name].put(total, whole[name]) if name in crops else whole[name].copy_(total)
-    return whole
+def _instead(wanted: Parameters, parts: Parameters) -> Parameters:
+    """The parts in the places of their kernels."""
+    return {name: parts.get(name, parameter) for name, parameter in wanted.items()}
+
+
+def _whole(totals: Totals, crops: Crops, wanted: Parameters) -> Totals:
+    """What are the totals of crops, of the kernels: no image's gradient reaches a dead tap."""
+    last = torch.channels_last  # as `zeros` has it
+    return {
+        name: crops[name].whole(total, wanted[name]).contiguous(memory_format=last)
+        if name in crops
+        else total
+        for name, total in totals.items()
+    }
 
 
 def _in_order(total: Tensor) -> Tensor:
@@ -137,13 +145,25 @@ def plan(model: nn.Module, x: Tensor, parameters: Collection[str] | None = None)
     {'weight': 'linear', 'bias': 'linear'}
     """
     with _at_rest(model):
-        return dict(_plan(model, _named(model, parameters), x).ways)
+        return dict(_planned(model, _named(model, parameters), x)[1].ways)
 
 
-def _plan(model: nn.Module, wanted: Parameters, x: Tensor) -> Plan:
+def _planned(model: nn.Module, wanted: Parameters, x: Tensor) -> tuple[Crops, Plan]:
+    """Crops for images like x and a plan on them, or no crops where that plan says of a parameter
+    that it has to go image by image: it may be used in a way that a crop spoils."""
+    crops = find_crops(model, x[:2])
+    if crops:
+        found = _plan(model, wanted, x, crops)
+        if ALONE not in found.ways.values():
+            return crops, found
+    return WHOLE, _plan(model, wanted, x, WHOLE)
+
+
+def _plan(model: nn.Module, wanted: Parameters, x: Tensor, crops: Crops) -> Plan:
     """A plan for images like x, found on two images of noise and then tried on them as a whole.
 
-    Where it does not give what a loop over the two gives, the parameter is left to the loop.
+    Where it does not give what a loop over the two gives, with the kernels whole, the parameter is
+    left to the loop.
     """
     generator = torch.Generator().manual_seed(0)
     mean, spread = float(x.mean()), float(x.std(correction=0))
@@ -158,13 +178,17 @@ def _plan(model: nn.Module, wanted: Parameters, x: Tensor) -> Plan:
 
     if not wanted:
         return Plan(0, {}, {}, ())
-    require(wanted, wanted)
-    try:
-        proposal = propose(model, wanted, images, v)
-    except CheckpointError:  # torch runs checkpointed layers again in backward, without the taps
-        return Plan(0, {}, dict.fromkeys(wanted, ALONE), ())
-    totals = zeros(wanted)
-    add_at_once(model, wanted, proposal, images, v, columns, totals)
+    parts = live_parts(model, crops)
+    live = _instead(wanted, parts)
+    with cropped(model, crops, parts):
+        require(live, live)
+        try:
+            proposal = propose(model, live, images, v)
+        except CheckpointError:  # torch runs checkpointed layers again in backward, without taps
+            return Plan(0, {}, dict.fromkeys(wanted, ALONE), ())
+        totals = zeros(live)
+        add_at_once(model, live, proposal, images, v, columns, totals)
+    totals = _whole(totals, crops, wanted)
     sizes = {name: float(total.norm()) for name, total in totals.items()}
     # Rounding makes noise of a gradient that is zero, as that of a bias before a softmax over keys;
     # so what is small beside the whole, by the square of the precision, counts as zero.

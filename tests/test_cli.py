@@ -7,6 +7,7 @@ import io
 import json
 import os
 import resource
+import runpy
 import shutil
 import signal
 import subprocess
@@ -715,3 +716,47 @@ def test_a_reader_of_the_errors_that_leaves_changes_no_exit_code(tmp_path: Path)
     command = [sys.executable, "-m", "pbu_cli", "unlearn", "no.pt", "--forget", str(tmp_path)]
     assert subprocess.run(command, stderr=pipe, check=False).returncode == 3
     os.close(pipe)
+
+
+NAMED = """
+from torch import Tensor, nn
+
+
+class Named(nn.Module):
+    '''Calls its layers by the names of their arguments.'''
+
+    def __init__(self, layer: str):
+        super().__init__()
+        self.layer = layer
+        self.conv = nn.Conv2d(1, 8, 3, 2, 1)
+        self.bn = nn.BatchNorm2d(8)
+        self.layer4 = nn.Sequential(nn.Conv2d(8, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU())
+        self.fc = nn.Linear(8, 3)
+
+    def call(self, name: str, x: Tensor) -> Tensor:
+        layer = getattr(self, name)
+        return layer(input=x) if name == self.layer else layer(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.call("bn", self.call("conv", x)).relu()
+        return self.call("fc", self.call("layer4", maps).mean((2, 3)))
+
+
+def conv(): return Named("conv")
+def bn(): return Named("bn")
+def layer4(): return Named("layer4")
+def fc(): return Named("fc")
+"""
+
+
+@pytest.mark.parametrize("layer", ["conv", "bn", "layer4", "fc"])
+def test_a_network_may_call_its_layers_by_the_names_of_arguments(pbu, digits, tmp_path, layer):
+    own = tmp_path / "own.py"
+    own.write_text(NAMED)
+    torch.manual_seed(0)
+    save_file(runpy.run_path(str(own))[layer]().state_dict(), tmp_path / "m.safetensors")
+    done = pbu("unlearn", tmp_path / "m.safetensors", "--forget", digits.train / "8",
+               "--label", "2", "--arch", f"{own}:{layer}", "--mean", "0.5", "--std", "0.5", "--anchors", "16",
+               "--steps", "5", "-o", tmp_path / "o.safetensors")  # fmt: skip
+    assert done.code in (0, 5), done.err
+    assert (tmp_path / "o.safetensors").exists()

@@ -534,6 +534,56 @@ def test_what_only_meets_padding_is_not_multiplied() -> None:
     assert seen == {kernel.shape, torch.Size([8, 8])}
     assert conv.weight is kernel
     assert close(found, fisher_loop(model, x, LABELS, "empirical"))
+    assert plan(model, x)["layer3.conv1.weight"] == "linear"
+    assert plan(model, images(32))["layer3.conv1.weight"] == "conv"
+
+
+class Gated(nn.Module):
+    """Reads a kernel beside the convolution, which no answer shows while the head is zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 3, 3, padding=1), nn.Linear(3, 4)
+        nn.init.zeros_(self.fc.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.conv(x) * self.conv.weight.square().sum()
+        return self.fc(maps.mean((2, 3)))
+
+
+class Named(nn.Module):
+    """Calls its convolution by the name of the argument."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 3, 3, padding=1), nn.Linear(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.conv(input=x).mean((2, 3)))
+
+
+@pytest.mark.parametrize("kind", [Gated, Named])
+def test_kernels_that_cannot_be_cropped(kind: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    model, x = kind().double(), images(1)
+    assert close(empirical(model, x), fisher_loop(model, x, LABELS, "empirical"))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+def test_scripted_modules() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.Flatten(), nn.Linear(3, 4)).double()
+    wanted = fisher_loop(model, images(1), LABELS, "empirical")
+    assert close(empirical(torch.jit.script(model), images(1)), wanted)
+
+
+def test_batches_that_ask_the_model() -> None:
+    model = small().eval()
+    sizes = (2, 32, 2)
+    asked = ((x, model(x).argmax(dim=1)) for x in map(images, sizes))
+    found = fisher_diagonal(model, asked)
+    loops = [fisher_loop(model, x, model(x).argmax(dim=1), "empirical") for x in map(images, sizes)]
+    assert close(found, {name: sum(loop[name] for loop in loops) for name in loops[0]})
 
 
 def test_gradients_that_are_pulled_back_are_held_for_few_images(
@@ -552,7 +602,7 @@ def test_images_go_in_even_parts_that_keep_the_cpu_busy(monkeypatch: pytest.Monk
     for busy, rows in ((1 << 40, 3), (1, 1)):
         monkeypatch.setattr(squares, "_BUSY", busy)
         with _at_rest(model):
-            assert images_at_once(_plan(model, asked, x), asked, x) == rows
+            assert images_at_once(_plan(model, asked, x, {}), asked, x) == rows
         assert close(empirical(model, x), wanted)
 
 
