@@ -27,7 +27,7 @@ from pbu_cli.machine import compute_alike, memory
 from pbu_cli.network import Network, load_network, try_out
 from pbu_cli.settings import Preprocessing
 from pbu_cli.stages import trained_parameters
-from pbu_cli.trunk import Cut, bytes_held, find_cut, look
+from pbu_cli.trunk import Cut, bytes_held, find_cut, look, only_trained
 
 USUAL_SIZE = 224
 USUAL_SIZES = {"inception_v3": 299}
@@ -100,7 +100,7 @@ class Case:
         """bool [c], true for the classes that are forgotten neither now nor, as the metadata say,
         before; where they say so of all others, for those all the same. On the device."""
         staying = ~self.forgotten
-        before = [c for c in self.subject.description.forgotten if 0 <= c < len(staying)]
+        before = list(self.subject.description.forgotten)
         left = staying.clone()
         left[before] = False
         return left if bool(left.any()) else staying
@@ -148,6 +148,12 @@ def tried(subject: Subject, channels: int, size: tuple[int, int], wanted: Wanted
                 f"{description.sources[key]}: {key} for {count} classes, the network has"
                 f" {network.num_classes}; mend it or move it away"
             )
+    beyond_it = [c for c in description.forgotten if c >= network.num_classes]
+    if beyond_it:
+        raise CheckpointError(
+            f"{description.sources['forgotten']}: forgotten class {beyond_it[0]}, the network has"
+            f" {network.num_classes}; expected the file as pbu wrote it"
+        )
     return replace(subject, network=network)
 
 
@@ -235,9 +241,15 @@ def _affordable_cut(
     """Where the trunk ends, if memory holds the features."""
     if not trained:
         return None
-    device = subject.device
+    device, module = subject.device, subject.network.module
     some = normalise(images.pixels[:2].to(device), preprocessing)
-    cut = find_cut(subject.network.module, trained, some)
+    with only_trained(module, [module.get_parameter(name) for name in trained]):
+        if not module(some).requires_grad:
+            raise InvalidUsage(
+                f"--layers: the answers depend on none of the {len(trained)} parameters that are"
+                f" to train, first {printable(trained[0])}; expected some that they do"
+            )
+    cut = find_cut(module, trained, some)
     held = 0 if cut is None else bytes_held(cut, len(images.pixels))
     return cut if cut is not None and affordable(held, device) else None
 

@@ -197,7 +197,7 @@ def _forget_set(case: Case, schedule: Schedule) -> tuple[ForgetSet, Mirrored | N
     those for the class as well."""
     pixels, labels, device = case.images.pixels, case.image_labels, case.subject.device
     features, answers = case.features, case.answers
-    copies = _copies(len(labels), schedule)
+    copies = _copies(case, schedule)
     if copies > 1:
         pixels = shifted(pixels, copies, schedule.seed)
         labels = labels.repeat(copies)
@@ -287,12 +287,18 @@ def _company(
 def inputs_made(case: Case, anchors: int, schedule: Schedule) -> int:
     """How many inputs `sanitise` makes from the network, if it is asked for so many anchors."""
     count = len(case.image_labels)
-    return anchors + min(round(schedule.imagined * count * _copies(count, schedule)), anchors)
+    return anchors + min(round(schedule.imagined * count * _copies(case, schedule)), anchors)
 
 
-def _copies(count: int, schedule: Schedule) -> int:
-    """How often each of so many images is taken: so often that they fill the window."""
-    return -(-schedule.window // count)
+def _copies(case: Case, schedule: Schedule) -> int:
+    """How often each image is taken: so often that they fill the window, if memory holds so many,
+    twice over while they are put together."""
+    pixels, device = case.images.pixels, case.subject.device
+    once = pixels.nbytes + (0 if case.cut is None else bytes_held(case.cut, len(pixels)))
+    copies = -(-schedule.window // len(pixels))
+    while copies > 1 and not affordable(2 * copies * once, device):
+        copies //= 2
+    return copies
 
 
 def _names_in_file(subject: Subject, changed: list[str]) -> set[str]:

@@ -79,6 +79,8 @@ class Comparison:
     subjects: `checkpoint`, and `original` and `retrained` where given. answers: of these and of the
     controls, in the order they are shown in. retained, labels: the retained images and what is
     right for them, None where not given. shift: what the row shift takes from the head, [d].
+    taken_at_its_word: classes left out of the retained because the checkpoint's metadata alone say
+    that they are forgotten.
     """
 
     case: Case
@@ -87,6 +89,7 @@ class Comparison:
     retained: Images | None
     labels: Tensor | None
     shift: Tensor | None
+    taken_at_its_word: tuple[int, ...] = ()
 
 
 def score(name: str, answers: Answers, forget: Tensor, retain: Tensor | None) -> Scores:
@@ -211,6 +214,7 @@ def compare(
         pictures,
         None if kept is None else kept[1],
         shift,
+        () if kept is None else kept[2],
     )
 
 
@@ -227,7 +231,13 @@ def scored(comparison: Comparison) -> Evaluation:
         {which: 0 if some is None else len(some.bad) for which, some in used.items()},
         _damage(comparison),
         case.subject,
-        case.warnings + (() if retained is None else tuple(left_out("retained", retained))),
+        case.warnings
+        + (() if retained is None else tuple(left_out("retained", retained)))
+        + tuple(
+            f"A_Dr leaves out class {case.subject.class_name(label)}, which only the checkpoint's"
+            " own metadata call forgotten: --forget its images too, or do not rely on this A_Dr"
+            for label in comparison.taken_at_its_word
+        ),
     )
 
 
@@ -294,8 +304,9 @@ def _head_is_linear(subject: Subject) -> bool:
 
 def _retained(
     source: str, case: Case, wanted: Wanted, note: Note, forgotten: tuple[int, ...]
-) -> tuple[Images, Tensor]:
-    """Retained images and their labels, those of forgotten classes left out."""
+) -> tuple[Images, Tensor, tuple[int, ...]]:
+    """Retained images and their labels, those of forgotten classes left out; and which classes the
+    metadata alone say are."""
     listed = (
         _from_list(Path(source), case)
         if Path(source).is_file()
@@ -318,7 +329,8 @@ def _retained(
         f"{len(images.pixels)} images of {len({label for _, label in groups})} classes",
         f"{source}" + (f"; {gone_groups} forgotten left out" if gone_groups else ""),
     )
-    return images, labels
+    own = set(case.image_labels.tolist())
+    return images, labels, tuple(sorted({label for _, label in listed} & set(forgotten) - own))
 
 
 def _from_folder(source: str, case: Case, note: Note) -> list[tuple[Group, int]]:

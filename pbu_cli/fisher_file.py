@@ -79,7 +79,7 @@ def read_fisher(path: Path, case: Case, trained: list[str]) -> tuple[Tensors, st
                 f"{shown}: lacks {printable(name)}, which trains; measure it again with the same"
                 " --layers"
             )
-        value = tensors[name]
+        value = tensors[name].float()  # torch compares no float8
         if not bool(torch.isfinite(value).all()) or bool((value < 0).any()):
             raise CheckpointError(f"{shown}: {printable(name)} is negative or not finite: damaged")
     device = case.subject.device

@@ -14,10 +14,11 @@ import logging
 import math
 import os
 import statistics
+import threading
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -55,9 +56,11 @@ TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 MOST_PIXELS = 100_000_000  # an image; Pillow holds up to 4 bytes for each
 MOST_BYTES = 1 << 30  # a file; some of Pillow's readers take it in whole
 MOST_WORKERS = 16
+LARGE = 1 << 24  # pixels; an image of more is decoded while no other such one is
 WORTH_A_THREAD = 2048  # bytes; of smaller files two threads decode fewer a second than one does
 MOST_AT_ONCE = 32  # images a task: a 28x28 PNG is decoded faster than a task is handed out
 FAULTS_SHOWN = 3
+_LARGE_ONE = threading.Lock()
 
 SMALL = 96  # pixels; networks for images up to this size are trained without a margin ...
 BLEED = 1 / 16  # ... larger ones on the inner 224 of 256: 1/16 off on every side
@@ -163,15 +166,21 @@ def decode(
 def _pixels(path: Path, mode: str, size: Size) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """Decode one image to uint8 [channels, *size]."""
     height, width = size
-    with _opened(path) as file:
+    with _opened(path) as file, _in_turn(file):
         file.load()
         with suppress(Exception):  # EXIF that makes no sense turns nothing; the pixels are fine
             ImageOps.exif_transpose(file, in_place=True)
         image = _in_eight_bits(file).convert(mode)
-    if image.size != (width, height):
-        bleed = BLEED if max(size) > SMALL else 0.0
-        image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR, bleed)
+        if image.size != (width, height):
+            bleed = BLEED if max(size) > SMALL else 0.0
+            image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR, bleed)
     return np.asarray(image).reshape(height, width, -1).transpose(2, 0, 1)
+
+
+def _in_turn(image: Image.Image) -> AbstractContextManager[object]:
+    """What to hold while decoding: of the largest that are accepted, one takes 800 MB."""
+    width, height = image.size
+    return _LARGE_ONE if width * height > LARGE else nullcontext()
 
 
 def _in_eight_bits(image: Image.Image) -> Image.Image:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from pbu_cli.case import Case
-from pbu_cli.checkpoint import Fingerprint, fingerprint
+from pbu_cli.checkpoint import Checkpoint, Fingerprint, fingerprint
 from pbu_cli.errors import CheckpointError, InvalidUsage, printable
 from pbu_cli.files import check_output, claimed, read_whole, sha256, write_text
 from pbu_cli.json_text import to_json
@@ -31,7 +31,7 @@ KEY_BYTES = 32
 
 
 def check_places(
-    record: Path | None, key: Path | None, *, force: bool, taken: tuple[Path, ...]
+    record: Path | None, key: Path | None, output: Path, *, force: bool, taken: tuple[Path, ...]
 ) -> None:
     """Refuse places for a record and its key that cannot or must not be written. A key is never
     replaced: the records made with it could not be checked any more."""
@@ -42,8 +42,9 @@ def check_places(
     check_output(record, force=force, sources=taken, suffix=".json")
     if key is not None:
         check_output(key, force=False, sources=taken)
-        if os.path.realpath(key) == os.path.realpath(record):
-            raise InvalidUsage(f"{printable(key)}: --record-key equal to --record; name another")
+        for other, name in ((record, "--record"), (output, "--output")):
+            if os.path.realpath(key) == os.path.realpath(other):
+                raise InvalidUsage(f"{printable(key)}: --record-key equal to {name}; name another")
 
 
 def record_unlearning(
@@ -97,7 +98,7 @@ def check_appendable(path: Path, checkpoint: Path) -> None:
 
 def record_evaluation(
     path: Path,
-    checkpoints: Mapping[str, Path],
+    checkpoints: Mapping[str, Checkpoint],
     *,
     device: torch.device,
     arch: str | None,
@@ -105,14 +106,15 @@ def record_evaluation(
 ) -> None:
     """Add an evaluation to a record; begin one where there is none.
 
-    `checkpoints`: what was evaluated, under `checkpoint`, and what it was compared with.
+    `checkpoints`: what was evaluated, under `checkpoint`, and what it was compared with, as they
+    were read then: the files may have changed since.
     Raises CheckpointError where the record was changed or is of another file.
     """
-    prints = {role: fingerprint(place) for role, place in checkpoints.items()}
-    files = [_file_entry(role, place, path, prints[role]) for role, place in checkpoints.items()]
-    beside = _files_beside(checkpoints["checkpoint"], arch, path)
+    files = [_file_entry(role, c.path, path, c.fingerprint) for role, c in checkpoints.items()]
+    beside = _files_beside(checkpoints["checkpoint"].path, arch, path)
+    own = checkpoints["checkpoint"].fingerprint
     with claimed(path, force=True):
-        before = _appendable(path, prints["checkpoint"]) if path.exists() else statement(files[:1])
+        before = _appendable(path, own) if path.exists() else statement(files[:1])
         facts = _run_facts(device, document)
         write_text(path, to_json(with_evaluation(before, [*files, *beside], facts)))
 

@@ -19,6 +19,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torchvision.models import squeezenet1_1
 
@@ -230,6 +231,19 @@ def test_a_fisher_file_of_something_else_is_refused(pbu, digits, tmp_path, what)
     assert done.code == 3
     assert "measure it again" in done.err or "write one" in done.err
     assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_a_fisher_file_of_eight_bits_is_read_like_any(pbu, digits, tmp_path):
+    fisher = tmp_path / "f.safetensors"
+    forget = digits.train / "8"
+    pbu("fisher", digits.checkpoint, "--forget", forget, "-o", fisher)
+    with safe_open(fisher, "pt") as file:
+        metadata = file.metadata()
+    tensors = {name: -torch.ones_like(t) for name, t in load_file(fisher).items()}
+    save_file({n: t.to(torch.float8_e4m3fn) for n, t in tensors.items()}, fisher, metadata)
+    done = pbu("unlearn", digits.checkpoint, "--forget", forget, "--fisher", fisher)
+    assert done.code == 3
+    assert "negative or not finite" in done.err
 
 
 def test_two_classes_by_two_folders_and_by_one_folder_of_folders(pbu, digits, tmp_path):
@@ -728,6 +742,7 @@ class Named(nn.Module):
     def __init__(self, layer: str):
         super().__init__()
         self.layer = layer
+        self.spare = nn.Linear(2, 2)
         self.conv = nn.Conv2d(1, 8, 3, 2, 1)
         self.bn = nn.BatchNorm2d(8)
         self.layer4 = nn.Sequential(nn.Conv2d(8, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU())
@@ -756,7 +771,18 @@ def test_a_network_may_call_its_layers_by_the_names_of_arguments(pbu, digits, tm
     torch.manual_seed(0)
     save_file(runpy.run_path(str(own))[layer]().state_dict(), tmp_path / "m.safetensors")
     done = pbu("unlearn", tmp_path / "m.safetensors", "--forget", digits.train / "8",
-               "--label", "2", "--arch", f"{own}:{layer}", "--mean", "0.5", "--std", "0.5", "--anchors", "16",
-               "--steps", "5", "-o", tmp_path / "o.safetensors")  # fmt: skip
+               "--label", "2", "--arch", f"{own}:{layer}", "--mean", "0.5", "--std", "0.5",
+               "--anchors", "16", "--steps", "5", "-o", tmp_path / "o.safetensors")  # fmt: skip
     assert done.code in (0, 5), done.err
     assert (tmp_path / "o.safetensors").exists()
+
+
+@pytest.mark.parametrize("command", ["unlearn", "fisher"])
+def test_layers_that_no_answer_depends_on_are_refused(pbu, digits, tmp_path, command):
+    own = tmp_path / "own.py"
+    own.write_text(NAMED)
+    save_file(runpy.run_path(str(own))["conv"]().state_dict(), tmp_path / "m.safetensors")
+    done = pbu(command, tmp_path / "m.safetensors", "--forget", digits.train / "8", "--label", "2",
+               "--arch", f"{own}:conv", "--layers", "spare")  # fmt: skip
+    assert done.code == 2
+    assert "depend on none of the 2 parameters" in done.err

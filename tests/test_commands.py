@@ -12,6 +12,7 @@ from pbu_cli.commands import _company, _forget_set, _stored_as
 from pbu_cli.demo import DemoFiles
 from pbu_cli.errors import PbuError
 from pbu_cli.settings import DEEP
+from pbu_cli.trunk import bytes_held
 
 
 def case_of(digits: DemoFiles, digit: str) -> Case:
@@ -66,6 +67,14 @@ def test_they_stay_out_where_memory_does_not_hold_them(eights, monkeypatch):
     count = len(eights.image_labels)
     found, mirrored = _forget_set(eights, replace(DEEP.schedule, window=64, mirror=1e-6))
     assert (len(found), mirrored) == (count, None)
+
+
+def test_of_a_few_images_so_many_copies_are_made_as_memory_holds(eights, monkeypatch):
+    count, cut = len(eights.image_labels), eights.cut
+    once = eights.images.pixels.nbytes + bytes_held(cut, count)
+    monkeypatch.setattr("pbu_cli.commands.affordable", lambda needed, device: needed < 9 * once)
+    images, _ = _forget_set(eights, replace(DEEP.schedule, window=16 * count, mirror=0.0))
+    assert len(images) == 4 * count
 
 
 def test_anchors_that_memory_does_not_hold_are_refused_with_what_they_take(eights, monkeypatch):

@@ -147,6 +147,19 @@ def test_a_folder_that_contradicts_what_was_forgotten_is_an_error(pbu, digits, t
         assert pbu(*command, *settled).code == 0
 
 
+def test_classes_that_only_the_checkpoint_calls_forgotten_are_warned_of(pbu, digits, tmp_path):
+    claims = tmp_path / "claims.safetensors"
+    save_file(load_file(digits.checkpoint), claims, metadata_with({}, forgotten=[3, 8]))
+    command = ["evaluate", claims, "--forget", digits.test / "8", "--retain", digits.test, "-q",
+               "--original", digits.checkpoint]  # fmt: skip
+    done = pbu(*command)
+    assert done.code == 0
+    assert done.err.count("leaves out class") == 1
+    assert "leaves out class 3" in done.err
+    done = pbu(*command, "--forget", digits.test / "3")
+    assert "leaves out" not in done.err
+
+
 def test_unreadable_images_are_counted_and_announced_on_both_sides(pbu, digits, tmp_path):
     forget, retain = tmp_path / "8", tmp_path / "retain"
     shutil.copytree(digits.test / "8", forget)

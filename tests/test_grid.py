@@ -255,7 +255,8 @@ def test_the_table_stands_beside_the_papers(digits, net, tmp_path, pbu):
     [
         (("--methods", "pbu,magic"), "--methods magic: expected all, or some of retrain", 2),
         (("--classes", "ten"), "--classes ten: expected a class from 0 to 9", 2),
-        (("--plot", "a.png"), "expected a name that ends in .svg", 2),
+        (("--plot", "a.png"), ".svg", 2),
+        (("--plot", "gone/a.svg"), "gone", 2),
         (("--dataset", "mnist"), "--data-root, or --download", 4),
         (("--arch", "resnet0"), "expected a torchvision classifier", 2),
     ],
@@ -272,6 +273,13 @@ def test_what_cannot_be_run_is_refused_before_anything_is_written(
     assert (done.code, done.err.count("error: ")) == (code, 1)
     assert expected in done.err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_downloads_nothing(tmp_path, pbu):
+    done = pbu("benchmark", "--dataset", "mnist", "--data-root", tmp_path, "--download",
+               "--dry-run", "--classes", "8", "--model", "resnet18")  # fmt: skip
+    assert done.code == 4
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_dry_run_trains_nothing(digits, net, tmp_path, pbu):

@@ -6,6 +6,8 @@ import io
 import os
 import subprocess
 import sys
+import threading
+import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +22,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, Resize
 
+from pbu_cli import images as decoding
 from pbu_cli.errors import ImageError
 from pbu_cli.folders import Group, list_groups
 from pbu_cli.images import MOST_PIXELS, common_size, decode
@@ -438,6 +441,35 @@ def test_decompression_bombs(tmp_path: Path, side: int) -> None:
     bomb.write_bytes(png(side, side, bytes(10_000_000)))
     with pytest.raises(ImageError, match=r"1 of 2 .*bomb\.png \(.* pixels"):
         decode([group(bomb, good)], channels=3, size=(4, 4))
+
+
+def test_large_images_are_decoded_one_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four at a time where they are small: they wait for each other inside."""
+    paths = [save(tmp_path / f"{number}.png") for number in range(4)]
+    inside, convert = threading.Barrier(4), decoding._in_eight_bits
+
+    def met(image: Image.Image) -> Image.Image:
+        inside.wait(timeout=10)
+        return convert(image)
+
+    monkeypatch.setattr(decoding, "_in_eight_bits", met)
+    assert len(decode([group(*paths)], channels=3, workers=4).pixels) == 4
+
+    held, most = 0, 0
+
+    def counted(image: Image.Image) -> Image.Image:
+        nonlocal held, most
+        held, most = held + 1, max(most, held + 1)
+        time.sleep(0.02)
+        held -= 1
+        return convert(image)
+
+    monkeypatch.setattr(decoding, "_in_eight_bits", counted)
+    monkeypatch.setattr(decoding, "LARGE", 1)
+    assert len(decode([group(*paths)], channels=3, workers=4).pixels) == 4
+    assert most == 1
 
 
 def test_a_file_too_large_to_be_an_image(tmp_path: Path) -> None:

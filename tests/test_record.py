@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from pbu_cli import record
 from pbu_cli.demo import DemoFiles
 from pbu_cli.errors import CheckpointError
+from pbu_cli.evaluation import scored
 from pbu_cli.folders import list_groups
 from pbu_cli.images import decode
 from pbu_cli.json_text import to_json
@@ -191,6 +192,21 @@ def test_evaluations_are_added_and_the_whole_still_holds(pbu, folder, digits):
     assert "was changed" in done.err
 
 
+def test_the_record_is_of_the_bytes_that_were_measured(pbu, folder, digits, monkeypatch):
+    given = shutil.copy(folder / "out.safetensors", folder / "given.safetensors")
+    measured = hashlib.sha256(given.read_bytes()).hexdigest()
+
+    def swapped(comparison: Any) -> Any:
+        shutil.copy(folder / "model.safetensors", given)
+        return scored(comparison)
+
+    monkeypatch.setattr("pbu_cli.evaluation.scored", swapped)
+    done = pbu("evaluate", given, "--forget", digits.test / "8", "--record", folder / "of.json")
+    assert done.code == 0, done.err
+    entry = json.loads((folder / "of.json").read_text())["predicate"]["files"][0]
+    assert entry["sha256"] == measured
+
+
 def test_a_record_of_another_file_is_not_added_to(pbu, folder, digits):
     before = (folder / "run.json").read_bytes()
     done = pbu("evaluate", folder / "model.safetensors", "--forget", digits.test / "8",
@@ -229,6 +245,7 @@ def test_an_output_over_its_input_is_verified_as_such(pbu, folder, digits):
         (["--record", "run.json"], "--force"),
         (["--record", "new.json", "--record-key", "key", "--force"], "--force"),
         (["--record", "new.json", "--record-key", "new.json"], "equal to --record"),
+        (["--record", "new.json", "--record-key", "new.safetensors"], "equal to --output"),
     ],
 )
 def test_places_that_do_not_do_are_refused_before_any_work(

@@ -111,8 +111,6 @@ def benchmark(
 ) -> None:
     """Compare pbu with other methods: same originals, same images, same measurements."""
     chosen = _methods(methods)
-    if plot is not None and plot.suffix != ".svg":
-        raise InvalidUsage(f"--plot {printable(plot)}: expected a name that ends in .svg")
     pixels = pixels_of(size)
     from pbu_cli.benchmark.grid import Plan
     from pbu_cli.benchmark.picture import draw
@@ -120,11 +118,13 @@ def benchmark(
     from pbu_cli.case import choose_device
     from pbu_cli.console import Screen
     from pbu_cli.evidence import parse_label
-    from pbu_cli.files import write_text
+    from pbu_cli.files import check_output, write_text
     from pbu_cli.training.candidate import choose
     from pbu_cli.training.datasets import load, resized
     from pbu_cli.training.recipe import recipe_for
 
+    if plot is not None:
+        check_output(plot, force=True, suffix=".svg")
     screen = Screen(as_json=as_json, quiet=quiet)
     torch_device = choose_device(device)
     with screen.progress("reading", None) as bar:
@@ -133,7 +133,7 @@ def benchmark(
             data_root,
             size=pixels,
             per_class=images_per_class,
-            download=download,
+            download=download and not dry_run,
             heard=lambda which, count: bar(count, which),
         )
     known = data.preprocessing

@@ -185,10 +185,9 @@ def evaluate(
         **_audit_document(audited, seed),
     }
     if record is not None:
-        given = {"checkpoint": checkpoint, "original": original, "retrained": retrained}
         record_evaluation(
             record,
-            {role: place for role, place in given.items() if place is not None},
+            {role: subject.checkpoint for role, subject in comparison.subjects.items()},
             device=result.subject.device,
             arch=arch,
             document={

@@ -205,7 +205,7 @@ def unlearn(
     inputs = (fisher,) if fisher else ()
     if os.access(checkpoint, os.R_OK):  # else that is what to say
         check_output(place, force=force, sources=inputs, suffix=SAFETENSORS)
-        check_places(record, record_key, force=force, taken=(checkpoint, *inputs))
+        check_places(record, record_key, place, force=force, taken=(checkpoint, *inputs))
     lap = timed()
     case = case_of(checkpoint, forget, wanted, layers, log, screen)
     shapes = case.subject.checkpoint.shapes
