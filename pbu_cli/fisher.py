@@ -115,14 +115,11 @@ def _instead(wanted: Parameters, parts: Parameters) -> Parameters:
 
 
 def _whole(totals: Totals, crops: Crops, wanted: Parameters) -> Totals:
-    """What are the totals of crops, of the kernels: no image's gradient reaches a dead tap."""
-    last = torch.channels_last  # as `zeros` has it
-    return {
-        name: crops[name].whole(total, wanted[name]).contiguous(memory_format=last)
-        if name in crops
-        else total
-        for name, total in totals.items()
-    }
+    """`totals`, with those of crops made those of their kernels: no image's gradient reaches a dead
+    tap. In place, so that there is never another set of them."""
+    for name in totals.keys() & crops.keys():
+        totals[name] = crops[name].whole(totals[name], wanted[name])
+    return totals
 
 
 def _in_order(total: Tensor) -> Tensor:
