@@ -148,11 +148,12 @@ def tried(subject: Subject, channels: int, size: tuple[int, int], wanted: Wanted
                 f"{description.sources[key]}: {key} for {count} classes, the network has"
                 f" {network.num_classes}; mend it or move it away"
             )
-    beyond_it = [c for c in description.forgotten if c >= network.num_classes]
-    if beyond_it:
+    unknown = [c for c in description.forgotten if not 0 <= c < network.num_classes]
+    if unknown:
         raise CheckpointError(
-            f"{description.sources['forgotten']}: forgotten class {beyond_it[0]}, the network has"
-            f" {network.num_classes}; expected the file as pbu wrote it"
+            f"{description.sources['forgotten']}: forgotten class {unknown[0]}, the network has 0"
+            f" to {network.num_classes - 1}; expected the metadata as pbu wrote them: restore the"
+            " file, or save it without them"
         )
     return replace(subject, network=network)
 

@@ -72,7 +72,8 @@ def read_fisher(path: Path, case: Case, trained: list[str]) -> tuple[Tensors, st
             raise CheckpointError(
                 f"{shown}: was measured on {problem}; measure it again: pbu fisher"
             )
-    shapes = case.subject.checkpoint.shapes
+    shapes, device = case.subject.checkpoint.shapes, case.subject.device
+    chosen: dict[str, Tensor] = {}
     for name in trained:
         if name not in tensors or tuple(tensors[name].shape) != shapes[name]:
             raise CheckpointError(
@@ -82,6 +83,5 @@ def read_fisher(path: Path, case: Case, trained: list[str]) -> tuple[Tensors, st
         value = tensors[name].float()  # torch compares no float8
         if not bool(torch.isfinite(value).all()) or bool((value < 0).any()):
             raise CheckpointError(f"{shown}: {printable(name)} is negative or not finite: damaged")
-    device = case.subject.device
-    chosen: dict[str, Tensor] = {name: tensors[name].float().to(device) for name in trained}
+        chosen[name] = value.to(device)
     return chosen, metadata.get("estimator", "empirical")

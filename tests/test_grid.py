@@ -255,8 +255,8 @@ def test_the_table_stands_beside_the_papers(digits, net, tmp_path, pbu):
     [
         (("--methods", "pbu,magic"), "--methods magic: expected all, or some of retrain", 2),
         (("--classes", "ten"), "--classes ten: expected a class from 0 to 9", 2),
-        (("--plot", "a.png"), ".svg", 2),
-        (("--plot", "gone/a.svg"), "gone", 2),
+        (("--plot", "a.png"), "expected a name ending in .svg", 2),
+        (("--plot", "gone/a.svg"), "gone: no such folder for the output", 2),
         (("--dataset", "mnist"), "--data-root, or --download", 4),
         (("--arch", "resnet0"), "expected a torchvision classifier", 2),
     ],

@@ -186,6 +186,7 @@ CASES: dict[str, tuple[int, Build]] = {
     "metadata that name code": (3, metadata_of(architecture="os:system")),
     "metadata with a size beyond bounds": (3, metadata_of(input_size="[3, 1e9, 1e9]")),
     "metadata of a class that is none": (3, metadata_of(pbu='{"forgotten": [10]}')),
+    "metadata of a class below the first": (3, metadata_of(pbu='{"forgotten": [-1]}')),
     "metadata with a std of nothing": (3, metadata_of(mean="[0.5]", std="[0]")),
     **{name: (4, build) for name, build in IMAGES.items()},
 }
