@@ -20,6 +20,9 @@ LIVING = 100_000
 def main() -> None:
     """Run the command line and exit with the documented code."""
     gc.set_threshold(LIVING)
+    for closed in ("stdout", "stderr"):  # by the shell's `>&-`; a file would get its number
+        if getattr(sys, closed) is None:
+            setattr(sys, closed, open(os.devnull, "w"))  # noqa: PTH123, SIM115
     try:
         heed()
         code = run(sys.argv[1:])
@@ -52,7 +55,8 @@ def run(arguments: list[str]) -> int:
 
     def failed(message: str, code: int) -> int:
         error_line(message)
-        Screen(as_json="--json" in arguments).document(error_document(message, code))
+        with suppress(PbuError):  # where stdout is what failed
+            Screen(as_json="--json" in arguments).document(error_document(message, code))
         return code
 
     try:

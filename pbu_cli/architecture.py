@@ -112,8 +112,8 @@ def infer(shapes: Shapes) -> Architecture:
     )
 
 
-def infer_as(name: str, shapes: Shapes) -> Architecture:
-    """The architecture that the user named, with classes, channels and stem as the tensors have
+def infer_as(name: str, shapes: Shapes, source: str = "--arch") -> Architecture:
+    """The architecture that `source` names, with classes, channels and stem as the tensors have
     them.
 
     Raises CheckpointError for a name that torchvision does not have or tensors that do not fit.
@@ -122,7 +122,7 @@ def infer_as(name: str, shapes: Shapes) -> Architecture:
         alike = difflib.get_close_matches(name, registry(), n=CLOSEST_SHOWN)
         hint = f"; did you mean {' or '.join(alike)}?" if alike else ""
         raise CheckpointError(
-            f"--arch {printable(name, 80)}: not one of the {len(registry())} torchvision"
+            f"{source} {printable(name, 80)}: not one of the {len(registry())} torchvision"
             f" classifiers known to this version of pbu{hint}; {OWN_MODEL}"
         )
     shapes = _weights(shapes)
@@ -132,7 +132,7 @@ def infer_as(name: str, shapes: Shapes) -> Architecture:
     fitting = _fitting(shapes)
     hint = f"the tensors are those of {' or '.join(fitting)}" if fitting else OWN_MODEL
     raise CheckpointError(
-        f"--arch {name}: not the architecture of this checkpoint,"
+        f"{source} {name}: not the architecture of this checkpoint,"
         f" {_differences_text(found)}; {hint}"
     )
 

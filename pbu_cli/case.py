@@ -203,10 +203,7 @@ def assemble(
         rounds = batches(images.pixels, images.group, preprocessing, wanted.batch_size, device)
         features, answers = look(module, cut, (inputs for inputs, _ in rounds))
     if not bool(answers.isfinite().all()):
-        raise CheckpointError(
-            f"{printable(subject.checkpoint.path)}: answers the images with NaN or infinity;"
-            " expected finite logits: check the weights, --mean and --std"
-        )
+        raise unsound(subject)
     best = answers.argmax(dim=1).cpu()
     labels = [
         settle_label(
@@ -234,6 +231,13 @@ def assemble(
         subject, preprocessing, images, per_image, answers, warnings, wanted.batch_size,
         trained, head, cut, features,
     )  # fmt: skip
+
+
+def unsound(subject: Subject) -> CheckpointError:
+    return CheckpointError(
+        f"{printable(subject.checkpoint.path)}: answers the images with NaN or infinity; expected"
+        " finite logits: check the weights, --mean and --std"
+    )
 
 
 def _affordable_cut(
@@ -289,7 +293,8 @@ def settle_preprocessing(
         if mean is None or std is None:
             continue
         if len(mean) not in (1, channels) or len(std) not in (1, channels):
-            raise InvalidUsage(
+            kind = InvalidUsage if mean is wanted.mean else CheckpointError
+            raise kind(
                 f"{source}: {len(mean)} and {len(std)} numbers; expected {channels}, one a channel"
             )
         settled = Preprocessing(size, *(v * (channels // len(v)) for v in (mean, std)))

@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pbu_cli import __version__
-from pbu_cli.errors import printable
+from pbu_cli.errors import PbuError, printable
 from pbu_cli.json_text import to_json
 from pbu_cli.settings import SCHEMA
 
@@ -87,6 +87,8 @@ class Screen:
             sys.stdout.flush()
         except BrokenPipeError:
             silence(sys.stdout)
+        except OSError as error:
+            _lost(sys.stdout, error)
 
     @contextmanager
     def progress(self, what: str, total: int | None) -> Iterator[Callable[[int, str], None]]:
@@ -123,7 +125,23 @@ def silence(stream: TextIO) -> None:
     os.close(nowhere)
 
 
+def _lost(stream: Any, error: OSError) -> None:
+    """A stream takes no more: PbuError of stdout; of stderr there is nobody left to tell."""
+    silence(stream)
+    if stream is not sys.stderr:
+        raise PbuError(
+            f"stdout: cannot be written: {error.strerror}; files that were to be written are whole,"
+            " the results are lost"
+        ) from None
+
+
 class _Console(Console):
+    def print(self, *objects: Any, **options: Any) -> None:
+        try:
+            super().print(*objects, **options)
+        except OSError as error:
+            _lost(self.file, error)
+
     def on_broken_pipe(self) -> None:
         silence(self.file)  # type: ignore[arg-type]  # rich's own would exit with 1
 

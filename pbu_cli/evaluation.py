@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import io
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,11 +15,22 @@ from torch import Tensor, nn
 
 from pbu_cli import metrics
 from pbu_cli.activations import read_head
-from pbu_cli.case import Case, Note, Subject, Wanted, assemble, left_out, load_subject, tried
+from pbu_cli.case import (
+    Case,
+    Note,
+    Subject,
+    Wanted,
+    assemble,
+    left_out,
+    load_subject,
+    tried,
+    unsound,
+)
 from pbu_cli.damage import Damage, estimated
 from pbu_cli.errors import CheckpointError, ImageError, printable
 from pbu_cli.evidence import label_from_name
-from pbu_cli.folders import Group, list_groups, split_by_subfolder
+from pbu_cli.files import read_whole
+from pbu_cli.folders import MOST_LISTED, Group, list_groups, split_by_subfolder
 from pbu_cli.images import Images, decode
 from pbu_cli.logits import logits, prepared
 from pbu_cli.objective import restricted_log_softmax, stability
@@ -268,9 +281,12 @@ def _answered(subject: Subject, case: Case, retained: Images | None) -> Answers:
         return logits(subject.network.module, images.pixels, case.preprocessing, case.batch_size)
 
     known = subject is case.subject
-    return Answers(
-        case.answers if known else given(case.images),
-        None if retained is None else given(retained),
+    return _sound(
+        subject,
+        Answers(
+            case.answers if known else given(case.images),
+            None if retained is None else given(retained),
+        ),
     )
 
 
@@ -291,9 +307,17 @@ def _looked_inside(subject: Subject, case: Case, retained: Images | None) -> Ans
 
     features, forget = read(case.images)
     if retained is None:
-        return Answers(forget, None, features)
+        return _sound(subject, Answers(forget, None, features))
     inside, retain = read(retained)
-    return Answers(forget, retain, features, inside)
+    return _sound(subject, Answers(forget, retain, features, inside))
+
+
+def _sound(subject: Subject, answers: Answers) -> Answers:
+    """The answers, all of them numbers: NaN has its argmax too, and would count as forgotten."""
+    for found in vars(answers).values():
+        if found is not None and not bool(found.isfinite().all()):
+            raise unsound(subject)
+    return answers
 
 
 def _head_is_linear(subject: Subject) -> bool:
@@ -309,7 +333,7 @@ def _retained(
     metadata alone say are."""
     listed = (
         _from_list(Path(source), case)
-        if Path(source).is_file()
+        if os.path.isfile(source)  # noqa: PTH113 (False, not an error, for what is no name)
         else _from_folder(source, case, note)
     )
     gone = {*case.image_labels.tolist(), *forgotten}
@@ -372,7 +396,8 @@ def _from_list(path: Path, case: Case) -> list[tuple[Group, int]]:
     classes = case.subject.network.num_classes
     names = case.subject.description.label_names
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        text = read_whole(path, MOST_LISTED).decode("utf-8-sig")  # Excel writes a BOM
+        with io.StringIO(text, newline="") as file:
             for number, row in enumerate(csv.reader(file), start=1):
                 if not row:
                     continue
@@ -384,7 +409,8 @@ def _from_list(path: Path, case: Case) -> list[tuple[Group, int]]:
                     )
                 by_label.setdefault(label, []).append(path.parent / row[0])
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ImageError(f"{printable(path)}: not a readable list: {printable(error)}") from None
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ImageError(f"{printable(path)}: not a readable list: {printable(reason)}") from None
     return [
         (Group(str(label), tuple(sorted(paths))), label)
         for label, paths in sorted(by_label.items())

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import re
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -51,15 +53,18 @@ def write_fisher(
     write(path, {name: value.float() for name, value in diagonal.items()}, metadata)
 
 
-def read_fisher(path: Path, case: Case, trained: list[str]) -> tuple[Tensors, str]:
-    """The diagonal of the `trained` parameters and its estimator.
+def read_fisher(path: Path, case: Case, trained: list[str]) -> tuple[Tensors, Estimator, int]:
+    """The diagonal of the `trained` parameters, its estimator and how many draws that took.
 
     Raises CheckpointError where the file is no Fisher file, or belongs to another checkpoint,
     another forget set or another preprocessing, or lacks a parameter.
     """
     tensors, metadata = read_tensors(path)
     shown = printable(path)
-    if metadata.get("kind") != KIND or metadata.get("version") != str(SCHEMA):
+    estimator = next((e for e in get_args(Estimator) if e == metadata.get("estimator")), None)
+    draws = metadata.get("draws", "1")
+    known = metadata.get("kind") == KIND and metadata.get("version") == str(SCHEMA)
+    if not known or estimator is None or not re.fullmatch("[0-9]{1,9}", draws):
         raise CheckpointError(f"{shown}: not a Fisher file of this version; write one: pbu fisher")
     theta = digest(case.subject.checkpoint.tensors)
     expected = {
@@ -84,4 +89,4 @@ def read_fisher(path: Path, case: Case, trained: list[str]) -> tuple[Tensors, st
         if not bool(torch.isfinite(value).all()) or bool((value < 0).any()):
             raise CheckpointError(f"{shown}: {printable(name)} is negative or not finite: damaged")
         chosen[name] = value.to(device)
-    return chosen, metadata.get("estimator", "empirical")
+    return chosen, estimator, int(draws)

@@ -43,7 +43,9 @@ def list_groups(sources: Sequence[str], stdin: BinaryIO | None = None) -> tuple[
     Raises ImageError where a source cannot be listed, holds no image, or shares one with another.
     """
     if "-" in sources and (stdin is None or list(sources).count("-") > 1):
-        raise InvalidUsage("- stands for the paths on stdin; expected once, with stdin open")
+        raise InvalidUsage(
+            "- stands for the paths on stdin, for --forget alone; expected once, with stdin open"
+        )
     groups = tuple(_listed(stdin) if s == "-" and stdin else _folder(s) for s in sources)
     first: dict[Path, int] = {}
     for number, group in enumerate(groups):

@@ -163,6 +163,15 @@ def decode(
     return Images(pixels[: len(good)], owners[good], bad)
 
 
+def channels_of(path: Path) -> int:
+    """1 if the image is grey, else 3. Raises ImageError where its header cannot be read."""
+    try:
+        with _quiet_pillow(), _opened(path) as image:
+            return 1 if image.mode.startswith(("1", "L", "I")) else 3
+    except Exception as error:  # as in `decode`
+        raise ImageError(f"{printable(path)}: cannot be read ({_reason(error)})") from None
+
+
 def _pixels(path: Path, mode: str, size: Size) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """Decode one image to uint8 [channels, *size]."""
     height, width = size
@@ -285,7 +294,7 @@ def _workers(paths: Sequence[Path]) -> int:
     every image, and of small ones that is most of the work."""
     sizes = []
     for path in paths[:: max(1, len(paths) // 32)]:
-        with suppress(OSError):  # `decode` says which file is none
+        with suppress(OSError, ValueError):  # `decode` says which file is none
             sizes.append(path.stat().st_size)
     small = bool(sizes) and statistics.median(sizes) < WORTH_A_THREAD
     return 1 if small else min(os.cpu_count() or 1, MOST_WORKERS)

@@ -61,8 +61,8 @@ def load_network(checkpoint: Checkpoint, arch: str | None, description: Descript
     if arch is not None:
         architecture, source = infer_as(arch, checkpoint.shapes), "--arch"
     elif description.architecture is not None:
-        architecture = infer_as(description.architecture, checkpoint.shapes)
         source = description.sources["architecture"]
+        architecture = infer_as(description.architecture, checkpoint.shapes, f"{source}:")
     else:
         architecture = infer(checkpoint.shapes)
         source = f"names and shapes of {len(checkpoint.tensors)} tensors"
@@ -94,8 +94,7 @@ def try_out(network: Network, channels: int, size: tuple[int, int], *, flagged: 
     own = network.builder is None
     subject = f"--arch {printable(network.name)}" if own else network.name
     try:
-        with redirect_stdout(sys.stderr):
-            logits = network.module(images)
+        logits = network.module(images)
     except torch.OutOfMemoryError:
         raise
     except (Exception, SystemExit) as error:  # torch raises nearly anything, user code anything
@@ -132,7 +131,7 @@ def _own_network(checkpoint: Checkpoint, arch: str) -> Network:
             + ("; ..." if len(faults) > DIFFERENCES_SHOWN else "")
         )
     load(module.float(), checkpoint.tensors)
-    module.eval()
+    _print_to_stderr(module.eval())
     convolution = next((m for m in module.modules() if isinstance(m, nn.Conv2d)), None)
     if convolution is None:
         raise CheckpointError(
@@ -151,6 +150,21 @@ def own_module(arch: str) -> nn.Module:
     Raises InvalidUsage where it cannot be imported or called, or returns no module.
     """
     return _call(_imported(arch), arch)
+
+
+def _print_to_stderr(module: nn.Module) -> None:
+    """Have what the user's forward prints go to stderr: stdout is for results."""
+    held: list[redirect_stdout[Any]] = []
+
+    def enter(*_: Any) -> None:
+        held.append(redirect_stdout(sys.stderr))
+        held[-1].__enter__()
+
+    def leave(*_: Any) -> None:
+        held.pop().__exit__(None, None, None)
+
+    module.register_forward_pre_hook(enter)
+    module.register_forward_hook(leave, always_call=True)
 
 
 def _faults(expected: Shapes, found: Shapes) -> list[str]:

@@ -1,7 +1,8 @@
 """PyTorch pickles -> tensors, without running a word of them.
 
-`weights_only=True` has no known bypass as of torch 2.6, which is why pbu asks for that. What it
-does not look at is how much an archive unpacks to; that is done here.
+`weights_only=True` has no known way past it since torch 2.10 (CVE-2025-32434, CVE-2026-24747),
+which is why pbu asks for that. What it does not look at is how much an archive unpacks to; that is
+done here.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import sys
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
@@ -14,12 +15,15 @@ import torch
 
 from pbu_cli.case import Case
 from pbu_cli.checkpoint import Checkpoint, Fingerprint, fingerprint
-from pbu_cli.errors import CheckpointError, InvalidUsage, printable
+from pbu_cli.errors import CheckpointError, InvalidUsage, PbuError, printable
 from pbu_cli.files import check_output, claimed, read_whole, sha256, write_text
 from pbu_cli.json_text import to_json
 from pbu_cli.machine import describe_device, versions
 from pbu_cli.record import (
+    LARGEST,
     LIMITATIONS,
+    MOST_FILES,
+    entries,
     is_sealed,
     keyed_digest,
     read_record,
@@ -72,8 +76,13 @@ def record_unlearning(
     if key_path is not None:
         with claimed(key_path, force=False):
             write_text(key_path, key.hex() + "\n", private=True)
-    with claimed(path, force=True):
-        write_text(path, to_json(statement(files, **facts)))
+    try:
+        with claimed(path, force=True):
+            write_text(path, to_json(statement(files, **facts)))
+    except PbuError:
+        if key_path is not None:
+            key_path.unlink(missing_ok=True)  # of no record
+        raise
 
 
 def summary(case: Case, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,12 +120,23 @@ def record_evaluation(
     Raises CheckpointError where the record was changed or is of another file.
     """
     files = [_file_entry(role, c.path, path, c.fingerprint) for role, c in checkpoints.items()]
-    beside = _files_beside(checkpoints["checkpoint"].path, arch, path)
+    beside = [
+        entry
+        for role, c in checkpoints.items()
+        for entry in _files_beside(c.path, arch if role == "checkpoint" else None, path)
+    ]
     own = checkpoints["checkpoint"].fingerprint
     with claimed(path, force=True):
         before = _appendable(path, own) if path.exists() else statement(files[:1])
         facts = _run_facts(device, document)
-        write_text(path, to_json(with_evaluation(before, [*files, *beside], facts)))
+        record = with_evaluation(before, [*files, *beside], facts)
+        text = to_json(record)
+        if len(text) > LARGEST or len(entries(record)) > MOST_FILES:
+            raise PbuError(
+                f"{printable(path)}: full; it is as it was, without this evaluation: name another"
+                " --record"
+            )
+        write_text(path, text)
 
 
 def read_key(path: Path) -> bytes:
@@ -162,8 +182,10 @@ def _file_entry(role: str, path: Path, record: Path, print_of: Fingerprint | str
 def _files_beside(checkpoint: Path, arch: str | None, record: Path) -> list[dict[str, Any]]:
     """What besides tensors a network was built from: its config.json, the file of --arch."""
     named = [("config", checkpoint.parent / "config.json")]
-    if arch is not None and ".py:" in arch:
-        named.append(("architecture", Path(arch.rpartition(":")[0])))
+    if arch is not None and ":" in arch:
+        place = arch.rpartition(":")[0]
+        source = place if place.endswith(".py") else getattr(sys.modules[place], "__file__", None)
+        named += [("architecture", Path(source))] if source else []
     return [_file_entry(role, path, record, sha256(path)) for role, path in named if path.is_file()]
 
 

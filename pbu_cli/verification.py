@@ -6,10 +6,10 @@ import hmac
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pbu_cli.checkpoint import fingerprint
-from pbu_cli.errors import CheckpointError
+from pbu_cli.errors import CheckpointError, InvalidUsage
 from pbu_cli.files import sha256
 from pbu_cli.folders import list_groups
 from pbu_cli.images import decode
@@ -25,11 +25,17 @@ class Finding:
     detail: str
 
 
-def verify(path: Path, key: bytes | None = None, forget: Sequence[str] = ()) -> list[Finding]:
+def verify(
+    path: Path,
+    key: bytes | None = None,
+    forget: Sequence[str] = (),
+    stdin: BinaryIO | None = None,
+) -> list[Finding]:
     """Check a record against itself and against the files that it names.
 
     The forget set is checked where `key` and the folders `forget` are given. Raises
-    CheckpointError where the record is none, ImageError where the images cannot be read.
+    CheckpointError where the record is none, ImageError where the images cannot be read,
+    InvalidUsage where only one of `key` and `forget` is given.
     """
     record = read_record(path)
     whole = is_sealed(record)
@@ -40,7 +46,7 @@ def verify(path: Path, key: bytes | None = None, forget: Sequence[str] = ()) -> 
     files = {(e["path"], e["sha256"], e.get("tensors")): e for e in reversed(listed)}
     for entry in reversed(files.values()):
         found += _check_file(entry, path, replaced=_is_replaced(entry, listed[0]))
-    return [*found, *_check_forget_set(record["predicate"].get("forget_set"), key, forget)]
+    return [*found, *_check_forget_set(record["predicate"].get("forget_set"), key, forget, stdin)]
 
 
 def _is_replaced(entry: Mapping[str, Any], subject: Mapping[str, Any]) -> bool:
@@ -74,17 +80,24 @@ def _compared(what: str, kind: str, found: str, recorded: str) -> Finding:
 
 
 def _check_forget_set(
-    recorded: Mapping[str, Any] | None, key: bytes | None, forget: Sequence[str]
+    recorded: Mapping[str, Any] | None,
+    key: bytes | None,
+    forget: Sequence[str],
+    stdin: BinaryIO | None,
 ) -> list[Finding]:
     what = "forget set"
+    if (key is None) != (not forget):
+        raise InvalidUsage(
+            "--record-key and --forget: got one of them; the forget set is checked with both"
+        )
     if recorded is None:
-        return []
-    if key is None or not forget:
+        return [Finding(what, False, "the record has none to check")] if forget else []
+    if key is None:
         reason = "its key was discarded" if recorded.get("key") == "discarded" else "needs its key"
         return [Finding(what, None, f"{recorded['images']} images; {reason}, and the images")]
     channels, *size = recorded["shape"]
     images = decode(
-        list_groups(forget), channels=channels, size=(size[0], size[1]), skip_bad=True
+        list_groups(forget, stdin), channels=channels, size=(size[0], size[1]), skip_bad=True
     ).pixels
     if len(images) != recorded["images"]:
         text = f"{len(images)} images, recorded were {recorded['images']}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from pbu_cli.benchmark.cells import Cell, Outcome, read, write
@@ -36,3 +38,10 @@ def test_a_damaged_cell_is_none(tmp_path, content):
 def test_a_folder_that_is_not_there_is_an_error_with_advice(tmp_path):
     with pytest.raises(PbuError, match="choose another output"):
         write(tmp_path / "none", CELL)
+
+
+def test_a_cell_of_another_version_is_measured_again(tmp_path):
+    write(tmp_path, CELL)
+    place = tmp_path / f"{CELL.name}.json"
+    place.write_text(json.dumps({**json.loads(place.read_text()), "pbu": "0.0.1"}))
+    assert read(tmp_path, CELL.name, CELL.settings) is None

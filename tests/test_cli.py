@@ -786,3 +786,74 @@ def test_layers_that_no_answer_depends_on_are_refused(pbu, digits, tmp_path, com
                "--arch", f"{own}:conv", "--layers", "spare")  # fmt: skip
     assert done.code == 2
     assert "depend on none of the 2 parameters" in done.err
+
+
+def test_what_metadata_call_forgotten_is_said_where_it_steers_the_anchors(pbu, digits, tmp_path):
+    claims = tmp_path / "claims.safetensors"
+    save_file(load_file(digits.checkpoint), claims, {"pbu": '{"forgotten": [0, 1]}'})
+    command = ["unlearn", claims, "--forget", digits.train / "2", "--dry-run", "--json", "-q"]
+    inferred = {e["what"]: e for e in json.loads(pbu(*command).out)["inferred"]}
+    assert inferred["forgotten before"]["value"] == "0, 1"
+    inferred = {e["what"]: e for e in json.loads(pbu(*command, "--fast").out)["inferred"]}
+    assert "forgotten before" not in inferred
+
+
+def test_a_link_that_is_replaced_is_said_to_leave_what_it_points_to(pbu, digits, tmp_path):
+    target = Path(shutil.copy(digits.checkpoint, tmp_path / "target.safetensors"))
+    link, before = tmp_path / "link.safetensors", target.read_bytes()
+    link.symlink_to(target)
+    done = pbu("unlearn", *FAST, link, "--forget", digits.train / "8", "-o", link, "--force", "-q")
+    assert done.code in (0, 5)
+    assert target.read_bytes() == before
+    assert "target.safetensors stays as it is" in done.err
+
+
+def test_what_a_network_prints_does_not_stand_among_the_results(pbu, digits, tmp_path):
+    net = tmp_path / "net.py"
+    net.write_text(
+        "from pbu_cli.demo import ARCHITECTURE\nfrom pbu_cli.model import build\n"
+        "def net():\n    network = build(ARCHITECTURE)\n    inner = network.forward\n"
+        "    network.forward = lambda x: (print('debug', x.shape), inner(x))[1]\n"
+        "    return network\n"
+    )
+    done = pbu("unlearn", *FAST, digits.checkpoint, "--forget", digits.train / "8", "--json", "-q",
+               "--arch", f"{net}:net", "-o", tmp_path / "o.safetensors")  # fmt: skip
+    assert done.code in (0, 5), done.err
+    assert json.loads(done.out)["command"] == "unlearn"
+    assert "debug" in done.err
+
+
+@pytest.mark.parametrize(
+    ("words", "code"), [(["unlearn", "--nope", "--json"], 2), (["verify", "none.json"], 3)]
+)
+@pytest.mark.parametrize("stdout", [">/dev/full", ">&-"])
+def test_where_stdout_takes_nothing_the_error_and_its_code_stay(words, code, stdout):
+    line = f'"{sys.executable}" -m pbu_cli {" ".join(words)} {stdout}'
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+
+
+def test_results_that_stdout_does_not_take_are_an_error(digits, tmp_path):
+    output = tmp_path / "o.safetensors"
+    line = (f'"{sys.executable}" -m pbu_cli fisher "{digits.checkpoint}" --layers head -q'
+            f' --forget "{digits.train / "8"}" -o "{output}" >/dev/full')  # fmt: skip
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "stdout: cannot be written" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert output.exists()
+
+
+def test_a_name_in_config_json_that_is_no_architecture_is_told_as_its_own(pbu, digits, tmp_path):
+    checkpoint = shutil.copy(digits.checkpoint, tmp_path / "model.safetensors")
+    command = ["fisher", checkpoint, "--forget", digits.train / "8", "--dry-run", "-q"]
+    for config, said in (
+        ({"architecture": "vit_base_patch16_224"}, "config.json: vit_base_patch16_224"),
+        ({"mean": [0.5, 0.5], "std": [0.5, 0.5]}, "config.json: 2 and 2 numbers"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        done = pbu(*command)
+        assert done.code == 3, done.err
+        assert said in done.err
+        assert "--arch vit" not in done.err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
 from types import SimpleNamespace
@@ -132,3 +133,17 @@ def test_food_is_resized_and_cropped(tmp_path, monkeypatch):
 def test_nothing_is_downloaded_unasked(tmp_path, name):
     with pytest.raises(ImageError, match="--data-root, or --download"):
         load(name, tmp_path)
+
+
+def test_a_first_image_that_is_none_is_one_line(tmp_path, pbu):
+    for which in ("train", "test"):
+        for name in "ab":
+            (tmp_path / which / name).mkdir(parents=True)
+            Image.new("L", (4, 4)).save(tmp_path / which / name / "0.png")
+    (tmp_path / "train" / "a" / "0.png").unlink()
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "train" / "a" / "0.png").symlink_to(tmp_path / "fifo")
+    done = pbu("benchmark", "--dataset", "folder", "--data-root", tmp_path, "--dry-run",
+               "--classes", "a", "--model", "resnet18", "--size", "4")  # fmt: skip
+    assert done.code == 4
+    assert "not a regular file" in done.err

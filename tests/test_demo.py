@@ -44,3 +44,10 @@ def test_the_demo_in_json_is_the_three_documents_in_one(tmp_path, capsys, monkey
     commands = [inner["command"] for inner in document["commands"]]
     assert commands == ["fisher", "unlearn", "evaluate"]
     assert document["commands"][1]["result"]["forgotten"] is True
+
+
+def test_a_place_that_cannot_be_written_to_is_one_line(pbu):
+    done = pbu("demo", "-o", "/proc/nope")
+    assert done.code == 1
+    assert "--output" in done.err
+    assert "not foreseen" not in done.err

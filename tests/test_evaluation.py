@@ -173,3 +173,35 @@ def test_unreadable_images_are_counted_and_announced_on_both_sides(pbu, digits, 
     assert len(document["warnings"]) == 2
     assert "1 unreadable forget images" in done.err
     assert "1 unreadable retained images" in done.err
+
+
+@pytest.mark.parametrize("audit", [[], ["--audit"]])
+@pytest.mark.parametrize("broken", ["checkpoint", "--original", "--retrained"])
+def test_a_network_that_answers_no_numbers_has_not_forgotten(pbu, digits, tmp_path, broken, audit):
+    """Finite weights, but too large: NaN, of which argmax makes class 0."""
+    large = tmp_path / "large.safetensors"
+    save_file({n: t * 1e30 if t.is_floating_point() else t
+               for n, t in load_file(digits.checkpoint).items()}, large)  # fmt: skip
+    named = {"checkpoint": digits.checkpoint, "--original": digits.checkpoint,
+             "--retrained": digits.checkpoint, broken: large}  # fmt: skip
+    done = pbu("evaluate", named.pop("checkpoint"), "--forget", digits.test / "8", "-q", *audit,
+               "--retain", digits.test, *(word for pair in named.items() for word in pair),
+               "--label", "8", "--require", "A_Df<=1")  # fmt: skip
+    assert done.code == 3, done.err
+    assert "NaN or infinity" in done.err
+    assert "large.safetensors" in done.err
+
+
+def test_a_list_may_come_from_excel_and_a_name_that_is_none_is_an_error(pbu, digits, tmp_path):
+    image = next((digits.test / "3").iterdir())
+    listed = tmp_path / "list.csv"
+    listed.write_bytes(b"\xef\xbb\xbf" + f"{image},3\n".encode())
+    command = ["evaluate", digits.checkpoint, "--forget", digits.test / "8", "-q", "--retain"]
+    assert pbu(*command, listed).code == 0
+    listed.write_bytes(f"{image},3\nno\0name.png,3\n".encode())
+    done = pbu(*command, listed)
+    assert done.code == 4, done.err
+    assert "1 of 2 images" in done.err
+    done = pbu(*command, "x" * 5000)
+    assert done.code == 4
+    assert "not foreseen" not in done.err

@@ -290,3 +290,10 @@ def test_a_dry_run_trains_nothing(digits, net, tmp_path, pbu):
     assert document["protocol"]["classes"] == [8, 3]
     assert "passes of an image" in done.err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_says_where_nothing_can_be_written(digits, net, tmp_path, pbu):
+    (tmp_path / "file").write_text("")
+    done = pbu(*command(digits, net, tmp_path / "file" / "out", "--dry-run")[3:])
+    assert done.code == 1
+    assert "--out" in done.err

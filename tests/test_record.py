@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from pbu_cli import record
 from pbu_cli.demo import DemoFiles
-from pbu_cli.errors import CheckpointError
+from pbu_cli.errors import CheckpointError, PbuError
 from pbu_cli.evaluation import scored
 from pbu_cli.folders import list_groups
 from pbu_cli.images import decode
@@ -326,3 +327,93 @@ def test_a_record_may_name_anything_and_nothing_happens(pbu, tmp_path, name):
         assert done.code == 5
         assert len(done.err.splitlines()) == 1
         assert "\x1b" not in done.out + done.err
+
+
+def test_a_check_of_the_forget_set_that_was_asked_for_is_made_or_fails(pbu, folder, digits):
+    key, images = ["--record-key", folder / "key"], ["--forget", digits.train / "8"]
+    for half in (key, images):
+        done = pbu("verify", folder / "run.json", *half)
+        assert done.code == 2
+        assert "checked with both" in done.err
+    alone = folder / "alone.json"
+    assert pbu("evaluate", folder / "out.safetensors", "--forget", digits.test / "8", "-q",
+               "--record", alone).code == 0  # fmt: skip
+    done = pbu("verify", alone, *key, *images)
+    assert done.code == 5
+    assert "has none" in done.err
+
+
+def test_paths_of_the_forget_set_may_come_on_stdin(pbu, folder, digits, monkeypatch):
+    listed = "\n".join(str(path) for path in sorted((digits.train / "8").iterdir()))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(listed.encode())))
+    done = pbu("verify", folder / "run.json", "--record-key", folder / "key", "--forget", "-")
+    assert done.code == 0, done.err
+
+
+@pytest.mark.parametrize("limit", ["MOST_FILES", "LARGEST"])
+def test_a_full_record_is_left_as_it_was(pbu, folder, digits, monkeypatch, limit):
+    before = (folder / "run.json").read_bytes()
+    monkeypatch.setattr(f"pbu_cli.recording.{limit}", 2)
+    done = pbu("evaluate", folder / "out.safetensors", "--forget", digits.test / "8", "-q",
+               "--record", folder / "run.json")  # fmt: skip
+    assert done.code == 1
+    assert "full" in done.err
+    assert (folder / "run.json").read_bytes() == before
+
+
+def test_the_config_of_every_network_is_digested_and_the_module_of_arch(
+    pbu, digits, tmp_path, monkeypatch
+):
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "nets.py").write_text(
+        "from pbu_cli.demo import ARCHITECTURE\nfrom pbu_cli.model import build\n"
+        "def net():\n    return build(ARCHITECTURE)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    original = shutil.copy(digits.checkpoint, tmp_path / "package" / "original.safetensors")
+    config = tmp_path / "package" / "config.json"
+    config.write_text('{"num_classes": 10}')
+    record = tmp_path / "of.json"
+    done = pbu("evaluate", digits.checkpoint, "--original", original, "-q", "--record", record,
+               "--forget", digits.test / "8", "--arch", "package.nets:net")  # fmt: skip
+    assert done.code == 0, done.err
+    assert pbu("verify", record).code == 0
+    for place in (config, tmp_path / "package" / "nets.py"):
+        was = place.read_bytes()
+        place.write_bytes(was + b"\n")
+        assert pbu("verify", record).code == 5
+        place.write_bytes(was)
+
+
+def test_where_the_record_cannot_be_written_the_output_is_said_to_be(
+    pbu, folder, digits, monkeypatch
+):
+    def full(path: Path, text: str, *, private: bool = False) -> None:
+        if not private:
+            raise PbuError(f"{path}: cannot write: No space left on device")
+        path.write_text(text)
+
+    monkeypatch.setattr("pbu_cli.recording.write_text", full)
+    output, key = folder / "o.safetensors", folder / "k"
+    done = pbu("unlearn", "--fast", folder / "model.safetensors", "--forget", digits.train / "8",
+               "-q", "--steps", "1", "-o", output, "--record", folder / "r.json",
+               "--record-key", key)  # fmt: skip
+    assert done.code == 1
+    assert "o.safetensors: written, but its record was not" in done.err
+    assert output.exists()
+    assert not key.exists()
+
+
+def test_what_measured_the_fisher_file_stands_in_the_record(pbu, folder, digits):
+    measured, output = folder / "drawn.safetensors", folder / "o.safetensors"
+    case = [folder / "model.safetensors", "--forget", digits.train / "8", "-q"]
+    assert pbu("fisher", *case, "--estimator", "mc", "--draws", "2", "--layers", "head",
+               "-o", measured).code == 0  # fmt: skip
+    command = ["unlearn", "--fast", *case, "--fisher", measured, "--layers", "head", "-o", output]
+    done = pbu(*command, "--estimator", "exact")
+    assert done.code == 2
+    assert "--estimator" in done.err
+    done = pbu(*command, "--steps", "1", "--json")
+    assert done.code in (0, 5), done.err
+    settings = json.loads(done.out)["settings"]
+    assert (settings["estimator"], settings["draws"]) == ("mc", 2)

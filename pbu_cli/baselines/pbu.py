@@ -61,5 +61,10 @@ METHOD = Method(
     "forget",
     unlearn,
     lambda size: 4 * size.forget + DEEP.schedule.steps * DEEP.schedule.batch_size,
-    {"weights": vars(DEEP.weights), "schedule": vars(DEEP.schedule), "layers": DEEP.layers},
+    {
+        "weights": vars(DEEP.weights),
+        "schedule": vars(DEEP.schedule),
+        "anchors": DEEP.anchors,
+        "layers": DEEP.layers,
+    },
 )

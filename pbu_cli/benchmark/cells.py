@@ -50,7 +50,8 @@ def write(folder: Path, cell: Cell) -> None:
 
 
 def read(folder: Path, name: str, settings: Mapping[str, Any]) -> Cell | None:
-    """The cell of this name if it is there, whole, and was measured with these settings."""
+    """The cell of this name if it is there, whole, and was measured with these settings by this
+    version of pbu."""
     try:
         found = json.loads((folder / f"{name}.json").read_text())
         outcomes = tuple(Outcome(**outcome) for outcome in found["outcomes"])
@@ -60,5 +61,9 @@ def read(folder: Path, name: str, settings: Mapping[str, Any]) -> Cell | None:
         )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    same = cell.settings == json.loads(json.dumps(settings)) and cell.name == name
+    same = (
+        (found.get("schema"), found.get("pbu")) == (SCHEMA, __version__)
+        and cell.settings == json.loads(json.dumps(settings))
+        and cell.name == name
+    )
     return cell if same and cell.outcomes else None

@@ -7,6 +7,7 @@ recipe and kept beside the cells, in a folder named by a digest of everything th
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -223,6 +224,15 @@ def _settle(device: torch.device) -> None:
     """Wait for a GPU, which works on while Python does: its time belongs to what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def check_place(folder: Path) -> None:
+    """Raise PbuError where results could not be written, before any work is done."""
+    there = next((place for place in (folder, *folder.parents) if place.exists()), folder)
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise PbuError(
+            f"{printable(there)}: not a folder that can be written to; choose another --out"
+        )
 
 
 def _made(folder: Path) -> Path:

@@ -112,7 +112,7 @@ def benchmark(
     """Compare pbu with other methods: same originals, same images, same measurements."""
     chosen = _methods(methods)
     pixels = pixels_of(size)
-    from pbu_cli.benchmark.grid import Plan
+    from pbu_cli.benchmark.grid import Plan, check_place
     from pbu_cli.benchmark.picture import draw
     from pbu_cli.benchmark.scoreboard import document, marks, summarise, table
     from pbu_cli.case import choose_device
@@ -157,6 +157,7 @@ def benchmark(
         torch_device,
         keep,
     )
+    check_place(plan.folder())
     _introduce(screen, plan)
     if dry_run:
         screen.line(f"dry run: nothing was trained; would write {plan.folder()}")

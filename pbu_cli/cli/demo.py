@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from pbu_cli.cli.session import conclude, heading, opened
-from pbu_cli.errors import CriterionNotMet, InvalidUsage
+from pbu_cli.errors import CriterionNotMet, InvalidUsage, PbuError
 from pbu_cli.options import Device, Force, Json, Quiet
 
 
@@ -35,7 +35,12 @@ def demo(
     screen, log = opened(as_json, quiet)
     if output.exists() and (not output.is_dir() or any(output.iterdir())) and not force:
         raise InvalidUsage(f"{output}: not empty; name another folder with --output, or --force")
-    files = digits.write_digits(output)
+    try:
+        files = digits.write_digits(output)
+    except OSError as error:
+        raise PbuError(
+            f"{output}: cannot be written to: {error.strerror}; name another folder with --output"
+        ) from None
     groups = split_by_subfolder(list_groups([str(files.train)], None)[0])
     images = decode(groups, channels=1, size=digits.PREPROCESSING.size)
     with screen.progress("training", digits.total_steps(len(images.pixels))) as bar:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pbu_cli.cli.session import beside, case_of, conclude, finish_dry, heading, opened
-from pbu_cli.errors import InvalidUsage
+from pbu_cli.errors import InvalidUsage, PbuError, printable
 from pbu_cli.options import (
     LAYERS,
     Arch,
@@ -201,6 +201,8 @@ def unlearn(
             f"--anchors {anchors} with --epsilon {weights.epsilon:g} --zeta {weights.zeta:g}: needs"
             " both or neither: give anchors and a weight, or --fast alone for neither"
         )
+    if fisher is not None and (estimator != "empirical" or draws != 1):
+        raise InvalidUsage("--estimator, --draws: how to measure what --fisher has; leave one away")
     place = output or beside(checkpoint, ".unlearned.safetensors")
     inputs = (fisher,) if fisher else ()
     if os.access(checkpoint, os.R_OK):  # else that is what to say
@@ -216,13 +218,20 @@ def unlearn(
     check_output(place, force=force, sources=inputs, size=needed, suffix=SAFETENSORS)
     if anchors:
         check_head(case)
+        said = case.subject.description
+        if before := sorted({*said.forgotten} - {*case.image_labels.tolist()}):
+            names = ", ".join(map(case.subject.class_name, before))
+            log("forgotten before", names, f"{said.sources['forgotten']}: no anchors for them")
     diagonal: dict[str, Any] = {}
     if fisher is not None:
-        diagonal, used = read_fisher(fisher, case, case.trained)
-        log("Fisher", used, str(fisher))
+        diagonal, estimator, draws = read_fisher(fisher, case, case.trained)
+        log("Fisher", estimator, str(fisher))
     if dry_run:
         finish_dry(screen, log, "unlearn", place)
         return
+    if place.is_symlink():
+        target = printable(os.path.realpath(place))
+        log.warn([f"{place}: a link; it is replaced, and {target} stays as it is"])
     loading = lap()
     settings = {
         "weights": vars(weights),
@@ -268,9 +277,12 @@ def unlearn(
             "seconds": {"load": loading, "fisher": measuring, "unlearn": unlearning},
         }
         if record is not None:
-            record_unlearning(
-                record, record_key, case, place, fisher=fisher, arch=arch, document=document
-            )
+            try:
+                record_unlearning(
+                    record, record_key, case, place, fisher=fisher, arch=arch, document=document
+                )
+            except PbuError as error:
+                raise PbuError(f"{place}: written, but its record was not: {error}") from None
     _show(screen, case, done, document["seconds"])
     for written in (place, record, record_key):
         if written is not None:

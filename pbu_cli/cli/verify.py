@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -39,7 +40,12 @@ def verify(
     from pbu_cli.verification import verify as check
 
     screen, log = opened(as_json, quiet)
-    findings = check(record, None if record_key is None else read_key(record_key), forget or ())
+    findings = check(
+        record,
+        None if record_key is None else read_key(record_key),
+        forget or (),
+        getattr(sys.stdin, "buffer", None),
+    )
     words = {True: "yes", False: "NO", None: "unknown"}
     screen.table(
         f"What holds of {record}",

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pbu_cli.errors import ImageError, printable
 from pbu_cli.folders import Group, list_groups, split_by_subfolder
-from pbu_cli.images import common_size, decode
+from pbu_cli.images import channels_of, common_size, decode
 from pbu_cli.settings import NORMALISATIONS, Preprocessing
 
 FOOD_SIZE = 224
@@ -205,7 +205,7 @@ def _folder(
             " test; expected the same two or more in both"
         )
     size = size or common_size(groups["train"]) or (FOOD_SIZE, FOOD_SIZE)
-    channels = _channels(groups["train"][0].paths[0])
+    channels = channels_of(groups["train"][0].paths[0])
     splits = []
     for which, some in groups.items():
         few = [replace(group, paths=group.paths[:per_class]) for group in some]
@@ -220,12 +220,3 @@ def _class_folders(folder: Path) -> tuple[Group, ...]:
     if all(group.name.isdecimal() for group in groups):
         return tuple(sorted(groups, key=lambda group: int(group.name)))
     return groups
-
-
-def _channels(path: Path) -> int:
-    """1 if the first image is grey, else 3."""
-    try:
-        with Image.open(path) as image:
-            return 1 if image.mode.startswith(("1", "L", "I")) else 3
-    except OSError as error:
-        raise ImageError(f"{printable(path)}: cannot be read ({printable(error)})") from None
