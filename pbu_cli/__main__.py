@@ -9,7 +9,7 @@ import sys
 from contextlib import suppress
 from typing import NoReturn
 
-from pbu_cli.errors import Stopped
+from pbu_cli.errors import Stopped, is_out_of_memory
 from pbu_cli.signals import heed
 
 # Objects made and kept until Python looks for garbage among them. torch's import makes nearly two
@@ -89,8 +89,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _unforeseen(error: Exception) -> str:
-    named = "OutOfMemoryError", "MemoryError"
-    if type(error).__name__ in named or "can't allocate memory" in str(error):  # torch on a CPU
+    if is_out_of_memory(error):
         return "out of memory; lower --batch-size or --size, or use another --device"
     first = str(error).strip().partition("\n")[0]
     return (

@@ -23,7 +23,7 @@ from pbu_cli.evidence import (
 from pbu_cli.folders import Group, list_groups, split_by_subfolder
 from pbu_cli.images import SMALL, Images, common_size, decode
 from pbu_cli.logits import batches, normalise
-from pbu_cli.machine import compute_alike, memory
+from pbu_cli.machine import compute_alike, compute_in_float32, free_memory, memory
 from pbu_cli.network import Network, load_network, try_out
 from pbu_cli.settings import Preprocessing
 from pbu_cli.stages import trained_parameters
@@ -124,6 +124,7 @@ def load_subject(path: Path, wanted: Wanted, note: Note) -> Subject:
     network = load_network(checkpoint, wanted.arch, description)
     note("architecture", network.name, network.source)
     device = choose_device(wanted.device)
+    compute_in_float32(device)
     if wanted.deterministic:
         compute_alike(device)
     network.module.to(device)
@@ -262,7 +263,7 @@ def _affordable_cut(
 def affordable(needed: int, device: torch.device) -> bool:
     """Whether memory holds so many bytes: half of what is free on a GPU, a quarter of the machine's
     elsewhere."""
-    free = torch.cuda.mem_get_info(device)[0] / 2 if device.type == "cuda" else memory() / 4
+    free = free_memory(device) / 2 if device.type == "cuda" else memory() / 4
     return needed <= free
 
 

@@ -51,6 +51,18 @@ class Stopped(BaseException):
         self.exit_code = 128 + number
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the machine or the device had no more memory; torch says so in many ways.
+
+    >>> is_out_of_memory(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"))
+    True
+    """
+    text = str(error)
+    return type(error).__name__ in ("OutOfMemoryError", "MemoryError") or any(
+        words in text for words in ("can't allocate memory", "STATUS_ALLOC_FAILED")
+    )
+
+
 def printable(text: object, limit: int = 300) -> str:
     r"""Text from outside as one harmless line: control characters escaped, length bounded.
 

@@ -71,6 +71,20 @@ def describe_device(device: torch.device) -> dict[str, Any]:
     return {"type": device.type, "name": name, "threads": torch.get_num_threads()}
 
 
+def compute_in_float32(device: torch.device) -> None:
+    """Have a GPU multiply float32 as such. torch lets cuDNN round what it convolves to TF32, ten
+    bits, which changes weight gradients by percents: more than the Fisher pass may be off."""
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes that are free on a GPU, with those that torch keeps there for itself to take again."""
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return float(torch.cuda.mem_get_info(device)[0] + kept)
+
+
 def compute_alike(device: torch.device) -> None:
     """Have the same inputs give the same bytes on this device, at what that costs.
 

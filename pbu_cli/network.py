@@ -28,6 +28,7 @@ from pbu_cli.model import build, load
 
 DIFFERENCES_SHOWN = 4
 COUNTER = "num_batches_tracked"  # BatchNorm's counter, which files of old torch lack
+RGB = 3  # channels that a network is taken to want that does not tell
 TRIAL = 2  # images of the trial: a module that drops the axis of a single one shows with two
 
 
@@ -98,11 +99,12 @@ def try_out(network: Network, channels: int, size: tuple[int, int], *, flagged: 
     except torch.OutOfMemoryError:
         raise
     except (Exception, SystemExit) as error:  # torch raises nearly anything, user code anything
+        advice = "--channels, if it takes others" if own else "leave --channels away"
         kind = CheckpointError if own else InvalidUsage if flagged else ImageError
         raise kind(
             f"{subject}: fails on {TRIAL} images of {shape} (channels, height, width):"
             f" {type(error).__name__}: {printable(error)}; expected images it takes: pass --size,"
-            " larger where they are too small for its layers, and leave --channels away"
+            f" larger where they are too small for its layers, and {advice}"
         ) from None
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != TRIAL:
         found = f"a {type(logits).__name__}"
@@ -133,15 +135,15 @@ def _own_network(checkpoint: Checkpoint, arch: str) -> Network:
     load(module.float(), checkpoint.tensors)
     _print_to_stderr(module.eval())
     convolution = next((m for m in module.modules() if isinstance(m, nn.Conv2d)), None)
-    if convolution is None:
+    layers = [m for m in module.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    if not layers:
         raise CheckpointError(
-            f"--arch {printable(arch)}: the module has no Conv2d; expected an image classifier"
+            f"--arch {printable(arch)}: the module has no Linear or Conv2d; expected an image"
+            " classifier"
         )
-    linear = [m for m in module.modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
-    classes = linear.weight.shape[0]
-    return Network(
-        module, arch, None, classes, convolution.in_channels, None, checkpoint.prefix, "--arch"
-    )
+    channels = RGB if convolution is None else convolution.in_channels
+    classes = layers[-1].weight.shape[0]
+    return Network(module, arch, None, classes, channels, None, checkpoint.prefix, "--arch")
 
 
 def own_module(arch: str) -> nn.Module:

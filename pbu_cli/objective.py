@@ -124,16 +124,28 @@ def discriminant(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     3.81
     """
     means = one.mean(dim=0), other.mean(dim=0)
-    covariances = [
-        (group - mean).T @ (group - mean) / len(group)
-        for group, mean in zip((one, other), means, strict=True)
-    ]
-    pooled = (covariances[0] + covariances[1]) / 2
-    shrinkage = SHRINKAGE * pooled.diagonal().mean() + torch.finfo(pooled.dtype).tiny
-    pooled.diagonal().add_(shrinkage)
+    centred = one - means[0], other - means[1]
     difference = means[0] - means[1]
-    direction = torch.linalg.solve(pooled, difference)
+    if len(one) + len(other) < one.shape[1]:
+        direction = _solved_wide(centred, difference)
+    else:
+        covariances = [group.T @ group / len(group) for group in centred]
+        pooled = (covariances[0] + covariances[1]) / 2
+        shrinkage = SHRINKAGE * pooled.diagonal().mean() + torch.finfo(pooled.dtype).tiny
+        pooled.diagonal().add_(shrinkage)
+        direction = torch.linalg.solve_ex(pooled, difference)[0]  # `solve` waits for a GPU
     return direction, direction @ difference
+
+
+def _solved_wide(centred: tuple[Tensor, Tensor], difference: Tensor) -> Tensor:
+    """S^-1 v of `discriminant` without a matrix [d, d], for fewer samples than features: where
+    S = x^T x + s it is (v - x^T (x x^T + s)^-1 x v) / s, by Woodbury's identity."""
+    x = torch.cat([group / math.sqrt(2 * len(group)) for group in centred])
+    s = SHRINKAGE * x.square().sum() / x.shape[1] + torch.finfo(x.dtype).tiny
+    gram = x @ x.T
+    gram.diagonal().add_(s)
+    inner: Tensor = torch.linalg.solve_ex(gram, x @ difference)[0]
+    return (difference - x.T @ inner) / s
 
 
 @torch.no_grad()
@@ -142,15 +154,21 @@ def penalised(
     theta: Sequence[Tensor],
     theta_star: Sequence[Tensor],
     slopes: Sequence[Tensor],
+    room: Tensor | None = None,
 ) -> list[Tensor]:
     """gradient_i + slope_i (theta_i - theta*_i), with slope_i = 2 w_i for the weights of
     `penalty_weights`: the closed form, never through autograd.
 
-    Not in place: autograd may hand out one tensor as the gradient of two parameters.
+    Not in place: autograd may hand out one tensor as the gradient of two parameters. `room` is
+    for one tensor: as many numbers or more to compute in, which stay in the cache.
 
     >>> one, three = torch.tensor(1.0), torch.tensor(3.0)
     >>> penalised([one], [three], [one], [one])
     [tensor(3.)]
     """
+    if room is not None:
+        (value,), (star,) = theta, theta_star
+        here = torch.sub(value, star, out=room[: value.numel()].view_as(value))
+        return [torch.addcmul(gradients[0], here, slopes[0], out=here)]
     apart = torch._foreach_sub(list(theta), list(theta_star))
     return list(torch._foreach_addcmul(list(gradients), apart, list(slopes)))

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pbu_cli.activations import read_head
+from pbu_cli.activations import entering, read_head
 
 
 def trained_mean(
@@ -41,17 +41,17 @@ def trained_mean(
 @torch.no_grad()
 def batch_norms(model: nn.Module, x: Tensor) -> list[nn.Module]:
     """Those that a pass of x meets and that hold statistics of what the model was trained on. Those
-    of a cut trunk, which give NaN, are left out.
+    of a cut trunk, which are given NaN, are left out.
     """
     met: dict[nn.Module, None] = {}
 
-    def keep(module: nn.Module, args: Any, output: Tensor) -> None:
-        if not output.isnan().all():
+    def keep(module: nn.Module, args: Any, named: Any) -> None:
+        if not entering(args, named).isnan().all():
             met[module] = None
 
     kind = nn.modules.batchnorm._BatchNorm
     handles = [
-        module.register_forward_hook(keep)
+        module.register_forward_pre_hook(keep, with_kwargs=True)
         for module in model.modules()
         if isinstance(module, kind) and module.running_mean is not None
     ]

@@ -28,13 +28,15 @@ class Cut:
     """Where a network is cut in two; shapes are for one image.
 
     path: the module whose output the features are. unneeded: frozen modules before it, whose
-    outputs do not matter once the features are known, and the shapes of those.
+    outputs do not matter once the features are known, and the shapes of those. in_place: whether
+    some of what the network does with these or with the features is done in place.
     """
 
     path: str
     features: torch.Size
     unneeded: Mapping[str, torch.Size]
     image: torch.Size
+    in_place: bool = False
 
 
 def find_cut(model: nn.Module, trained: Collection[str], x: Tensor) -> Cut | None:
@@ -72,14 +74,22 @@ def find_cut(model: nn.Module, trained: Collection[str], x: Tensor) -> Cut | Non
     for last in range(len(frozen) - 1, max(-1, len(frozen) - 1 - ATTEMPTS), -1):
         path, features = frozen[last]
         unneeded = {before: output.shape[1:] for before, output in frozen[:last]}
-        cut = Cut(path, features.shape[1:], unneeded, x.shape[1:])
-        kept = features.clone()
+        for in_place in (False, True):
+            cut = Cut(path, features.shape[1:], unneeded, x.shape[1:], in_place)
+            if _answers_alike(model, cut, features.clone(), logits):
+                return cut
+    return None
+
+
+def _answers_alike(model: nn.Module, cut: Cut, features: Tensor, logits: Tensor) -> bool:
+    """Whether the model beyond the cut gives the logits and leaves the features as they were."""
+    kept = features.clone()
+    try:
         with torch.no_grad(), beyond(model, cut):
             again = model(features)
-        # A layer behind the cut that works in place would spoil the features for the next step.
-        if torch.equal(features, kept) and torch.allclose(again, logits, 1e-4, 1e-5):
-            return cut
-    return None
+    except RuntimeError:  # of what works in place on one NaN that stands for many
+        return False
+    return torch.equal(features, kept) and torch.allclose(again, logits, 1e-4, 1e-5)
 
 
 @contextmanager
@@ -98,19 +108,24 @@ def beyond(model: nn.Module, cut: Cut | None) -> Iterator[None]:
     def from_features(features: Tensor) -> Any:
         given[:] = [features]
         try:
-            return whole(_nothing(features, cut.image))
+            return whole(nothing(features, cut.image))
         finally:
             given.clear()
 
     def unneeded(shape: torch.Size) -> Any:
-        return lambda *args, **kwargs: _nothing(given[0], shape)
+        return lambda *args, **kwargs: nothing(given[0], shape)
+
+    def nothing(like: Tensor, shape: torch.Size) -> Tensor:
+        found = _nothing(like, shape)
+        return found.clone() if cut.in_place else found
+
+    def features_given(*args: Any, **kwargs: Any) -> Tensor:
+        return given[0].clone() if cut.in_place else given[0]
 
     with ExitStack() as replaced:
         for path, shape in cut.unneeded.items():
             replaced.enter_context(_answering(model.get_submodule(path), unneeded(shape)))
-        replaced.enter_context(
-            _answering(model.get_submodule(cut.path), lambda *args, **kwargs: given[0])
-        )
+        replaced.enter_context(_answering(model.get_submodule(cut.path), features_given))
         replaced.enter_context(_answering(model, from_features))
         yield
 

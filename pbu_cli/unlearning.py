@@ -105,13 +105,14 @@ def unlearn(
             alpha = _adapted(alpha, window.recognised(), weights, schedule)
             if step % CHECK_EVERY and step < schedule.steps:
                 continue
-            if broke:
-                message = _broken(int(broke), trained, theta)
+            found = torch.stack([broke.float(), window.recognised(), window.drift()]).tolist()
+            if found[0]:
+                message = _broken(int(found[0]), trained, theta)
                 _restore(theta, theta_star)
                 if company is not None:
                     company.reinstate()
                 raise PbuError(message)
-            history.append(Seen(step, 100 * window.recognised().item(), window.drift().item()))
+            history.append(Seen(step, 100 * found[1], found[2]))
             decision = decide(
                 history, steps=schedule.steps, bounded=bounded, most_drift=schedule.most_drift
             )

@@ -26,6 +26,8 @@ from torchvision.models import squeezenet1_1
 from pbu_cli import commands
 from pbu_cli.anchors import synthesise
 from pbu_cli.demo import DemoFiles
+from pbu_cli.folders import list_groups, split_by_subfolder
+from pbu_cli.images import decode
 from pbu_cli.settings import DEEP
 from pbu_cli.settings import FAST as FAST_PRESET
 from tests.conftest import Ran
@@ -857,3 +859,30 @@ def test_a_name_in_config_json_that_is_no_architecture_is_told_as_its_own(pbu, d
         assert done.code == 3, done.err
         assert said in done.err
         assert "--arch vit" not in done.err
+
+
+def test_a_network_without_a_convolution_is_unlearned_too(pbu, digits, tmp_path):
+    net, checkpoint = tmp_path / "net.py", tmp_path / "in.safetensors"
+    net.write_text(
+        "from torch import nn\n"
+        "def net():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(),\n"
+        "                         nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 10))\n"
+    )
+    images = decode(split_by_subfolder(list_groups([str(digits.train)])[0]), channels=1)
+    torch.manual_seed(0)
+    module = runpy.run_path(str(net))["net"]()
+    x = images.pixels.float() / 127.5 - 1
+    optimiser = torch.optim.Adam(module.parameters(), 3e-3)
+    for _ in range(150):
+        optimiser.zero_grad()
+        torch.nn.functional.cross_entropy(module(x), images.group).backward()
+        optimiser.step()
+    save_file(module.state_dict(), checkpoint)
+    command = ["unlearn", checkpoint, "--forget", digits.train / "8", "--arch", f"{net}:net",
+               "--steps", "50", "--json", "-q"]  # fmt: skip
+    done = pbu(*command)
+    assert done.code == 3
+    assert "--channels" in done.err
+    done = pbu(*command, "--channels", "1")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["result"]["a_df"] == 0

@@ -144,3 +144,28 @@ def test_the_papers_objective_has_the_gradient_of_its_formula():
 def test_weights_are_bounded(name, value):
     with pytest.raises(InvalidUsage, match=name):
         Weights(**{name: value})
+
+
+def test_the_discriminant_of_few_samples_is_that_of_the_formula():
+    """Fewer samples than features are solved in the space of the samples."""
+    torch.manual_seed(0)
+    one, other = (torch.randn(n, 40, dtype=torch.float64) + n for n in (7, 9))
+    means = one.mean(0), other.mean(0)
+    pooled = (torch.cov(one.T, correction=0) + torch.cov(other.T, correction=0)) / 2
+    pooled += 0.05 * pooled.diagonal().mean() * torch.eye(40)
+    wanted = torch.linalg.solve(pooled, means[0] - means[1])
+    direction, distance = objective.discriminant(one, other)
+    torch.testing.assert_close(direction, wanted)
+    torch.testing.assert_close(distance, wanted @ (means[0] - means[1]))
+
+
+def test_what_is_no_number_raises_nothing_in_the_discriminant():
+    direction, _ = objective.discriminant(torch.full((3, 2), torch.nan), torch.ones(3, 2))
+    assert direction.isnan().any()
+
+
+def test_the_penalty_computed_in_a_given_room_is_the_same():
+    g, theta, star, slope = torch.randn(4, 5, 3).unbind()
+    (free,) = objective.penalised([g], [theta], [star], [slope])
+    (inside,) = objective.penalised([g], [theta], [star], [slope], torch.empty(20))
+    assert torch.equal(free, inside)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from pbu_cli import squares
 from pbu_cli.fisher import fisher_diagonal
 from pbu_cli.logits import logits, normalise
+from pbu_cli.portion import Portion
 from pbu_cli.settings import Preprocessing
 from pbu_cli.trunk import find_cut, look
 
@@ -73,3 +74,18 @@ def test_a_single_image_that_does_not_fit_is_an_error():
     pixels, how = torch.zeros(3, 1, 2, 3).byte(), Preprocessing((2, 3), (0.5,), (0.5,))
     with pytest.raises(torch.OutOfMemoryError, match="no room for 1"):
         logits(model, pixels, how)
+
+
+def test_other_words_for_no_memory_are_understood_and_other_errors_go_on():
+    def work(part: slice) -> int:
+        if part.stop - part.start > 2:
+            raise RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
+        return part.stop - part.start
+
+    assert list(Portion().each(work, 5)) == [2, 2, 1]
+
+    def broken(part: slice) -> int:
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        list(Portion().each(broken, 5))

@@ -82,3 +82,16 @@ def test_those_of_a_cut_trunk_are_not_met():
         met = [names[norm] for norm in batch_norms(model, torch.randn(2, *cut.features))]
     assert len(met) == 5
     assert all(name.startswith("layer4") for name in met)
+
+
+def test_a_batchnorm_that_ends_the_trunk_is_not_met():
+    """Its output is handed out, but what enters it is nothing."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 5), nn.BatchNorm1d(5),
+                          nn.Linear(5, 2)).eval()  # fmt: skip
+    x = torch.randn(2, 3)
+    cut = find_cut(model, ["2.weight", "4.weight"], x)
+    assert cut is not None
+    assert cut.path == "1"
+    with beyond(model, cut):
+        assert batch_norms(model, torch.randn(2, 4)) == [model[3]]

@@ -109,8 +109,47 @@ def test_a_network_with_a_skip_is_cut_before_it():
     assert cut.path == "one"
 
 
-def test_features_that_would_be_overwritten_are_no_cut():
-    assert find_cut(InPlace().eval(), ["head.weight"], torch.randn(2, 2)) is None
+def test_features_that_would_be_overwritten_are_handed_out_as_copies():
+    model, x = InPlace().eval(), torch.randn(2, 2)
+    cut = find_cut(model, ["head.weight"], x)
+    assert cut is not None
+    assert (cut.path, cut.in_place) == ("one", True)
+    features, logits = look(model, cut, [x])
+    assert features is not None
+    with beyond(model, cut):
+        for _ in range(2):
+            torch.testing.assert_close(model(features), logits)
+
+
+class InPlaceBefore(nn.Module):
+    """What lies before the cut works in place on what a frozen module gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.head = nn.Linear(2, 3), nn.Linear(3, 3), nn.Linear(3, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.one(x)
+        x += torch.arange(3.0)
+        return self.head(self.two(torch.relu_(x)))
+
+
+def test_what_works_in_place_before_the_cut_is_borne():
+    model, x = InPlaceBefore().eval(), torch.randn(2, 2)
+    cut = find_cut(model, ["head.weight"], x)
+    assert cut is not None
+    assert cut.path == "two"
+    features, logits = look(model, cut, [x])
+    assert features is not None
+    with beyond(model, cut):
+        torch.testing.assert_close(model(features), logits)
+
+
+def test_the_head_of_a_densenet_is_cut_before_its_relu_in_place():
+    model = network("densenet121")
+    cut = find_cut(model, ["classifier.weight"], torch.randn(2, 3, 32, 32))
+    assert cut is not None
+    assert cut.path == "features"
 
 
 class Bare(nn.Module):
