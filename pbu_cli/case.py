@@ -124,7 +124,7 @@ def load_subject(path: Path, wanted: Wanted, note: Note) -> Subject:
     network = load_network(checkpoint, wanted.arch, description)
     note("architecture", network.name, network.source)
     device = choose_device(wanted.device)
-    compute_in_float32(device)
+    compute_in_float32()
     if wanted.deterministic:
         compute_alike(device)
     network.module.to(device)

@@ -229,10 +229,24 @@ def _look(case: Case, pixels: Tensor) -> tuple[Tensor | None, Tensor]:
         return look(module, case.cut, (inputs for inputs, _ in rounds))
 
 
-def check_head(case: Case) -> None:
-    """Raise CheckpointError where the network has no head that anchors could be told apart at."""
+def check_anchors(case: Case, count: int, schedule: Schedule) -> None:
+    """Raise CheckpointError where the network has no head that anchors could be told apart at,
+    PbuError where memory does not hold so many."""
     some = normalise(case.images.pixels[:2].to(case.subject.device), case.preprocessing)
     read_head(case.subject.network.module, _head(case), [some])
+    images = len(case.image_labels) * _copies(case, schedule)
+    each = some[:1].nbytes if case.cut is None else bytes_held(case.cut, 1)
+    _check_room(case, count, each, inputs_made(case, count, schedule), images)
+
+
+def _check_room(case: Case, count: int, each: int, made: int, images: int) -> None:
+    needed = each * (min(count, images) + 2 * made + images)
+    # Twice the share of memory that the images' features may take: little else is held by now.
+    if not affordable(needed // 2, case.subject.device):
+        raise PbuError(
+            f"{count} anchors: take {needed / 2**30:.1f} GiB, more than memory has to spare;"
+            " nothing was written: lower --anchors, or use --fast"
+        )
 
 
 def _head(case: Case) -> str:
@@ -262,13 +276,7 @@ def _company(
     chosen = torch.linspace(0, len(images) - 1, min(count, len(images)), device=device).long()
     starts = images.inputs(chosen)
     further = inputs_made(case, count, schedule) - count
-    needed = starts[0].nbytes * (len(starts) + 2 * (count + further) + len(images))
-    # Twice the share of memory that the images' features may take: little else is held by now.
-    if not affordable(needed // 2, device):
-        raise PbuError(
-            f"{count} anchors: take {needed / 2**30:.1f} GiB, more than memory has to spare;"
-            " nothing was written: lower --anchors, or use --fast"
-        )
+    _check_room(case, count, starts[0].nbytes, count + further, len(images))
     last = case.cut is not None and maps_channels_last(network.builder)
     made = synthesise(
         network.module, head, starts, case.staying,

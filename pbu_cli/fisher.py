@@ -24,7 +24,7 @@ from torch.utils.checkpoint import CheckpointError
 from pbu_cli.crops import WHOLE, Crops, cropped, find_crops, live_parts
 from pbu_cli.errors import InvalidUsage, PbuError
 from pbu_cli.estimators import drawn, empirical, exact
-from pbu_cli.machine import keep_freed_memory
+from pbu_cli.machine import compute_in_float32, keep_freed_memory
 from pbu_cli.plan import ALONE, Plan, propose, tolerance
 from pbu_cli.portion import Portion
 from pbu_cli.squares import (
@@ -228,12 +228,15 @@ def _in_quarters(parameters: Parameters) -> list[Parameters]:
 def _at_rest(model: nn.Module) -> Iterator[None]:
     """Eval mode, no parameter asks for a gradient; all flags as they were afterwards.
 
-    Without torch's fused attention for inference, inside which no layer can be seen.
+    Without torch's fused attention for inference, inside which no layer can be seen, and without
+    TF32.
     """
     modes = {module: module.training for module in model.modules()}
     flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
     fast_attention = torch.backends.mha.get_fastpath_enabled()
+    convolves, multiplies = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.backends.mha.set_fastpath_enabled(False)
+    compute_in_float32()
     try:
         model.eval()
         for parameter in flags:
@@ -242,6 +245,8 @@ def _at_rest(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_attention)
+        torch.backends.cudnn.allow_tf32 = convolves
+        torch.backends.cuda.matmul.allow_tf32 = multiplies
         for parameter, flag in flags.items():
             parameter.requires_grad_(flag)
         for module, mode in modes.items():

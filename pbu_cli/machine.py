@@ -71,12 +71,11 @@ def describe_device(device: torch.device) -> dict[str, Any]:
     return {"type": device.type, "name": name, "threads": torch.get_num_threads()}
 
 
-def compute_in_float32(device: torch.device) -> None:
-    """Have a GPU multiply float32 as such. torch lets cuDNN round what it convolves to TF32, ten
+def compute_in_float32() -> None:
+    """Have GPUs multiply float32 as such. torch lets cuDNN round what it convolves to TF32, ten
     bits, which changes weight gradients by percents: more than the Fisher pass may be off."""
-    if device.type == "cuda":
-        torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def free_memory(device: torch.device) -> float:

@@ -886,3 +886,10 @@ def test_a_network_without_a_convolution_is_unlearned_too(pbu, digits, tmp_path)
     done = pbu(*command, "--channels", "1")
     assert done.code == 0, done.err
     assert json.loads(done.out)["result"]["a_df"] == 0
+
+
+def test_a_dry_run_says_that_memory_does_not_hold_the_anchors(pbu, digits, monkeypatch):
+    monkeypatch.setattr(commands, "affordable", lambda needed, device: needed < 1000)
+    done = pbu("unlearn", digits.checkpoint, "--forget", digits.train / "8", "--dry-run", "-q")
+    assert done.code == 1
+    assert "lower --anchors" in done.err

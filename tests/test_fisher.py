@@ -723,3 +723,28 @@ def test_a_forward_pass_that_changes_is_refused(swap: bool) -> None:
     model = Net(Do(moody, a=nn.Conv2d(4, 4, 1), b=nn.Conv2d(4, 4, 1))).double()
     with pytest.raises(PbuError, match="the same for all images"):
         empirical(model, images(6))
+
+
+def test_a_gpu_does_not_round_to_tf32_meanwhile_and_may_afterwards(monkeypatch):
+    monkeypatch.setattr("torch.backends.cudnn.allow_tf32", True)
+    seen: list[bool] = []
+    model = nn.Linear(2, 2)
+    model.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+    fisher_diagonal(model, [(torch.ones(1, 2), torch.tensor([0]))])
+    assert seen
+    assert not any(seen)
+    assert torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="of a GPU")
+@pytest.mark.parametrize("builder", ["resnet18", "densenet121", "convnext_tiny"])
+def test_a_gpu_takes_the_rules_and_gives_what_the_loop_does(builder):
+    """At 64 pixels, so that BatchNorm sees maps large enough for its own kernel."""
+    torch.manual_seed(0)
+    model = randomised(models.get_model(builder, num_classes=5)).double()
+    x, labels = torch.randn(4, 3, 64, 64, dtype=torch.float64), torch.tensor([0, 1, 2, 3])
+    wanted = fisher_loop(model, x, labels, "empirical")
+    model, x, labels = model.float().cuda(), x.float().cuda(), labels.cuda()
+    assert "image by image" not in plan(model, x).values()
+    found = {n: t.double().cpu() for n, t in fisher_diagonal(model, [(x, labels)]).items()}
+    assert errors(found, wanted)[0] < 1e-3

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from pbu_cli.machine import compute_in_float32, free_memory, memory
+from pbu_cli.machine import free_memory, memory
 
 FAULTS = """
 import resource, torch
@@ -46,14 +46,6 @@ def test_what_is_freed_is_kept():
 
 def test_there_is_some_memory():
     assert memory() > 1 << 20
-
-
-def test_a_gpu_is_told_to_multiply_float32_as_such(monkeypatch):
-    monkeypatch.setattr("torch.backends.cudnn.allow_tf32", True)
-    compute_in_float32(torch.device("cpu"))
-    assert torch.backends.cudnn.allow_tf32
-    compute_in_float32(torch.device("cuda"))
-    assert not torch.backends.cudnn.allow_tf32
 
 
 def test_what_torch_keeps_of_a_gpu_counts_as_free(monkeypatch):

@@ -168,7 +168,7 @@ def unlearn(
     quiet: Quiet = False,
 ) -> None:
     """Make the checkpoint forget the class and write the sanitized weights."""
-    from pbu_cli.commands import check_head, inputs_made, measure_fisher, sanitise, timed
+    from pbu_cli.commands import check_anchors, inputs_made, measure_fisher, sanitise, timed
     from pbu_cli.files import check_output, claimed
     from pbu_cli.fisher_file import read_fisher
     from pbu_cli.recording import check_places, record_unlearning, summary
@@ -217,7 +217,7 @@ def unlearn(
     needed = sum(tensor.nbytes for tensor in tensors)
     check_output(place, force=force, sources=inputs, size=needed, suffix=SAFETENSORS)
     if anchors:
-        check_head(case)
+        check_anchors(case, anchors, schedule)
         said = case.subject.description
         if before := sorted({*said.forgotten} - {*case.image_labels.tolist()}):
             names = ", ".join(map(case.subject.class_name, before))
