@@ -51,16 +51,19 @@ class Stopped(BaseException):
         self.exit_code = 128 + number
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the machine or the device had no more memory; torch says so in many ways.
+def is_device_full(error: BaseException) -> bool:
+    """Whether a GPU had no more memory: torch's allocator says so, and cuDNN and cuBLAS do.
 
-    >>> is_out_of_memory(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"))
+    >>> is_device_full(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"))
     True
     """
-    text = str(error)
-    return type(error).__name__ in ("OutOfMemoryError", "MemoryError") or any(
-        words in text for words in ("can't allocate memory", "STATUS_ALLOC_FAILED")
-    )
+    return type(error).__name__ == "OutOfMemoryError" or "STATUS_ALLOC_FAILED" in str(error)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the machine or the device had no more memory."""
+    of_machine = isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+    return of_machine or is_device_full(error)
 
 
 def printable(text: object, limit: int = 300) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from pbu_cli.errors import is_out_of_memory
+from pbu_cli.errors import is_device_full
 
 Result = TypeVar("Result")
 
@@ -31,8 +31,8 @@ class Portion:
             size = min(self._most or count, count - start)
             try:
                 result = work(slice(start, start + size))
-            except (RuntimeError, MemoryError) as error:
-                if size == 1 or not is_out_of_memory(error):
+            except RuntimeError as error:
+                if size == 1 or not is_device_full(error):
                     raise
                 self._most = size // 2
             else:
