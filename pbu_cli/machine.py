@@ -73,7 +73,7 @@ def describe_device(device: torch.device) -> dict[str, Any]:
 
 def compute_in_float32() -> None:
     """Have GPUs multiply float32 as such. torch lets cuDNN round what it convolves to TF32, ten
-    bits, which changes weight gradients by percents: more than the Fisher pass may be off."""
+    bits: as coarse as what the trial of the Fisher pass takes for a mistake (`plan.tolerance`)."""
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
 

@@ -121,12 +121,8 @@ def test_features_that_would_be_overwritten_are_handed_out_as_copies():
             torch.testing.assert_close(model(features), logits)
 
 
-class InPlaceBefore(nn.Module):
+class InPlaceBefore(Skip):
     """What lies before the cut works in place on what a frozen module gives."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.one, self.two, self.head = nn.Linear(2, 3), nn.Linear(3, 3), nn.Linear(3, 4)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.one(x)
