@@ -127,11 +127,12 @@ def batch_norm(a: Tensor, g: Tensor, mean: Tensor, variance: Tensor, eps: float)
         column = (-1, *(1 for _ in a.shape[3:]))
         return channel_sums((a - mean.view(column)).mul_(g)) * (variance + eps).rsqrt()
     # As in `conv`: one image of n k c channels, whose ordinary gradient reads a and g once.
-    nothing = mean.new_empty(0)  # the running statistics are used; CUDA takes no None for these
+    # CUDA takes no None for what it does not read: the saved statistics, the weight's values.
+    nothing = mean.new_empty(0)
     sums = torch.ops.aten.native_batch_norm_backward(
         g.reshape(1, n * k * c, -1),
         a.reshape(1, n * k * c, -1),
-        None,
+        mean.new_ones(n * k * c),
         mean.repeat(n * k),
         variance.repeat(n * k),
         nothing,
