@@ -28,13 +28,15 @@ from torch import Tensor
 from pbu_cli.layer_rules import MANY_TO_SUM, Options, conv, linear
 
 # Numbers held at once beside the layer's own: a chunk that stays in the cache; on a GPU, one that
-# keeps it busy.
+# keeps it busy: half as many cost a tenth more time, twice as many memory.
 _HELD = {"cpu": 1 << 18}
-_HELD_ELSEWHERE = 1 << 26
+_HELD_ELSEWHERE = 1 << 25
 # What forming and squaring an image's gradient costs, as so many products for each of its numbers.
 _PASS = 8
 # From so many positions on a convolution's own weight gradient costs less than to unfold the input.
 _MANY_POSITIONS = 512
+# From so many on a GPU is quicker with all channels of all images than with one tap at a time.
+_MANY_FOR_DEPTHWISE = 64
 # From so many multiplications on a product is oneDNN's. It compiles code for every shape of one and
 # keeps it, half a megabyte each, and smaller ones it makes no faster than MKL does.
 _TO_COMPILE = 1 << 26
@@ -67,7 +69,10 @@ def add_squares(total: Tensor, each: Tensor) -> None:
     >>> total
     tensor([11., 21.])
     """
-    if len(each) < 8:  # one pass over each, without another tensor
+    if each.device.type != "cpu":  # one pass, which on a CPU is slow across the rows
+        length = torch.linalg.vector_norm(each, dim=0)
+        total.addcmul_(length, length)
+    elif len(each) < 8:  # one pass over each, without another tensor
         for gradient in each:
             total.addcmul_(gradient, gradient)
     else:
@@ -141,7 +146,8 @@ def _add_products(total: Tensor, a: Tensor, g: Tensor) -> None:
 
     total[o, i] += sum_n (sum_t g[n, t, o] a[n, t, i])^2. a [n, t, i], g [n, t, o].
     """
-    if total.numel() <= held(a) // (4 if a.shape[1] < MANY_TO_SUM else 16):
+    small = total.numel() <= held(a) // (4 if a.shape[1] < MANY_TO_SUM else 16)
+    if small or a.device.type != "cpu":
         for some_a, some_g in chunks(a, g, total.numel()):
             add_squares(total, linear(some_a, some_g))
         return
@@ -311,8 +317,9 @@ def conv_kernel(
     positions: tuple[int, ...],
     groups: int,
     options: Options,
+    device: str = "cpu",
 ) -> str:
-    """The name in `CONV` of the kernel that is fastest.
+    """The name in `CONV` of the kernel that is fastest, on a CPU or another type of device.
 
     >>> same = Options((1, 1), (1, 1), (1, 1))
     >>> for width in (2, 16, 32):
@@ -322,7 +329,8 @@ def conv_kernel(
     'folded'
     """
     if groups > 1:
-        return "depthwise" if groups == size[0] and size[1] == 1 else "folded"
+        few = device == "cpu" or prod(positions) < _MANY_FOR_DEPTHWISE
+        return "depthwise" if groups == size[0] and size[1] == 1 and few else "folded"
     met = (_pairs(maps * tap.positions()) for tap in taps(space, positions, size[2:], options))
     count = maps * prod(positions)
     if sum(met) <= prod(size[2:]) * (count + _PASS):
@@ -352,5 +360,6 @@ def add_conv(
     """
     size = (total.shape[0], total.shape[-1], *total.shape[1:-1])
     groups = a.shape[2] // total.shape[-1]
-    name = conv_kernel(size, a.shape[1], a.shape[3:], g.shape[3:], groups, options)
+    space, positions = a.shape[3:], g.shape[3:]
+    name = conv_kernel(size, a.shape[1], space, positions, groups, options, a.device.type)
     CONV[name](total, a, g, options)

@@ -129,7 +129,7 @@ def test_family_by_every_kernel(name: str, forced: str, monkeypatch: pytest.Monk
     """Whatever kernel is chosen, the result is the same."""
 
     def conv_kernel(size: tuple[int, ...], *shape: Any) -> str:
-        *_, groups, options = shape
+        *_, groups, options, _ = shape
         if groups > 1:
             fits = forced == "folded" or (forced == "depthwise" and size[:2] == (groups, 1))
         else:
