@@ -30,12 +30,6 @@ def empirical(logits: Tensor, labels: Tensor) -> Iterator[Tensor]:
     >>> [v.tolist() for v in empirical(torch.zeros(1, 2), torch.tensor([1]))]
     [[[-0.5, 0.5]]]
     """
-    classes = logits.shape[1]
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-        raise ImageError(
-            f"labels go from {int(labels.min())} to {int(labels.max())}, but the model has "
-            f"{classes} classes, 0 to {classes - 1}; give the label of the class to forget"
-        )
     yield _toward(logits.softmax(1), labels)
 
 
@@ -71,10 +65,27 @@ def drawn(logits: Tensor, uniform: Tensor) -> Iterator[Tensor]:
     [[[-0.5, 0.5]]]
     """
     p = logits.softmax(1)
-    passed = p.cpu().double().cumsum(1)  # MPS has no float64
-    labels = torch.searchsorted(passed / passed[:, -1:], uniform.double(), right=True)
+    wide = p.cpu() if p.device.type == "mps" else p  # MPS has no float64
+    passed = wide.double().cumsum(1)
+    at = uniform.to(passed)
+    labels = torch.searchsorted(passed / passed[:, -1:], at, right=True)
     for k in range(uniform.shape[1]):
         yield _toward(p, labels[:, k].to(p.device)) / uniform.shape[1] ** 0.5
+
+
+def check_labels(labels: Tensor, classes: int) -> None:
+    """Raise ImageError where a label is none of the model's classes.
+
+    >>> check_labels(torch.tensor([0, 2]), 2)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    pbu_cli.errors.ImageError: labels go from 0 to 2, but the model has 2 classes, 0 to 1; ...
+    """
+    low, high = torch.stack(labels.aminmax()).tolist() if len(labels) else (0, 0)
+    if not 0 <= low <= high < classes:
+        raise ImageError(
+            f"labels go from {low} to {high}, but the model has {classes} classes, 0 to"
+            f" {classes - 1}; give the label of the class to forget"
+        )
 
 
 def _toward(p: Tensor, labels: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ information.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from math import inf, isfinite, sqrt
@@ -23,17 +23,16 @@ from torch.utils.checkpoint import CheckpointError
 
 from pbu_cli.crops import WHOLE, Crops, cropped, find_crops, live_parts
 from pbu_cli.errors import InvalidUsage, PbuError
-from pbu_cli.estimators import drawn, empirical, exact
+from pbu_cli.estimators import check_labels, drawn, empirical, exact
 from pbu_cli.machine import compute_in_float32, keep_freed_memory
 from pbu_cli.plan import ALONE, Plan, propose, tolerance
-from pbu_cli.portion import Portion
 from pbu_cli.squares import (
     Columns,
     Parameters,
     Totals,
     add_alone,
     add_at_once,
-    add_what_fits,
+    adder,
     require,
     zeros,
 )
@@ -72,8 +71,7 @@ def fisher_diagonal(
     keep_freed_memory()
     wanted = _named(model, parameters)
     generator = torch.Generator().manual_seed(seed)
-    plans: dict[torch.Size, Plan] = {}
-    portion = Portion()
+    passes: dict[torch.Size, tuple[Plan, Callable[[Tensor, Tensor], None]]] = {}
     crops: Crops = WHOLE
     parts: dict[str, nn.Parameter] = {}
     with _at_rest(model):
@@ -83,22 +81,30 @@ def fisher_diagonal(
                 continue
             x = images.clone() if images.is_inference() else images
             size = x.shape[1:]
-            if not plans:
-                crops, plans[size] = _planned(model, wanted, x)
-                parts = live_parts(model, crops)
-            elif size not in plans:
-                if crops:  # which were made for another size
-                    totals, crops, parts = _whole(totals, crops, wanted), WHOLE, {}
-                    plans.clear()
-                plans[size] = _plan(model, wanted, x, crops)
-            live = _instead(wanted, parts)
-            totals = totals or zeros(live)  # not beside the first trial's own
-            given = labels.to(x.device)
+            if size not in passes:
+                if not passes:
+                    crops, found = _planned(model, wanted, x)
+                    parts = live_parts(model, crops)
+                else:
+                    if crops:  # which were made for another size
+                        totals, crops, parts = _whole(totals, crops, wanted), WHOLE, {}
+                        passes.clear()
+                    found = _plan(model, wanted, x, crops)
+                live = _instead(wanted, parts)
+                totals = totals or zeros(live)  # not beside the first trial's own
+                count = {"empirical": 1, "exact": found.classes - 1, "mc": draws}[estimator]
+                columns = COLUMNS[estimator]
+                passes[size] = found, adder(model, live, found, columns, count, totals)
+            found, add = passes[size]
+            if estimator == "empirical":
+                check_labels(labels, found.classes)
+            given = labels
             if estimator == "mc":
                 given = torch.rand(len(x), draws, dtype=torch.float64, generator=generator)
-            columns = COLUMNS[estimator]
+            if given.dtype != torch.float64 or x.is_cuda:  # MPS has none
+                given = given.to(x.device)
             with cropped(model, crops, parts):
-                add_what_fits(model, live, plans[size], x, given, columns, totals, portion)
+                add(x, given)
     totals = _whole(totals or zeros(wanted), crops, wanted)
     broken = [name for name, total in totals.items() if not total.isfinite().all()]
     if broken:
@@ -174,7 +180,7 @@ def _plan(model: nn.Module, wanted: Parameters, x: Tensor, crops: Crops) -> Plan
         return [given]
 
     if not wanted:
-        return Plan(0, {}, {}, ())
+        return Plan(0, {}, {}, (), classes)
     parts = live_parts(model, crops)
     live = _instead(wanted, parts)
     with cropped(model, crops, parts):
@@ -182,7 +188,7 @@ def _plan(model: nn.Module, wanted: Parameters, x: Tensor, crops: Crops) -> Plan
         try:
             proposal = propose(model, live, images, v)
         except CheckpointError:  # torch runs checkpointed layers again in backward, without taps
-            return Plan(0, {}, dict.fromkeys(wanted, ALONE), ())
+            return Plan(0, {}, dict.fromkeys(wanted, ALONE), (), classes)
         totals = zeros(live)
         add_at_once(model, live, proposal, images, v, columns, totals)
     totals = _whole(totals, crops, wanted)

@@ -34,9 +34,9 @@ class Plan:
     calls: int
     sites: Mapping[int, Site]
     ways: Mapping[str, str]
-    met: tuple[
-        str, ...
-    ]  # what meets the images at the sites: parameters, "" for what is made of some
+    # What meets the images at the sites: parameters, "" for what is made of some.
+    met: tuple[str, ...]
+    classes: int
 
     def by(self, way: str) -> list[str]:
         """The parameters that go this way."""
@@ -105,6 +105,7 @@ def propose(model: nn.Module, parameters: Mapping[str, nn.Parameter], x: Tensor,
         sites={number: site for number, site in settled.items() if site is not None},
         ways={name: _way(rules, name in both.left) for name, rules in uses.items()},
         met=tuple(met),
+        classes=v.shape[1],
     )
 
 

@@ -8,7 +8,7 @@ as `plan.py` found; `add_alone` is plain autograd on one image at a time, for wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from pbu_cli.layers import Call
 from pbu_cli.plan import ALONE, PULLED_BACK, Plan
 from pbu_cli.portion import Portion
+from pbu_cli.replay import Replay
 from pbu_cli.taps import Operands, checked_logits, raise_changed, sent_back, tapped
 
 Columns = Callable[[Tensor, Tensor], Iterable[Tensor]]  # (logits [n, C], given [n]) -> v [n, C]
@@ -29,6 +30,9 @@ _HELD = 1 << 26
 # Numbers that a tapped call gives for all images at once, on average, from which more images at
 # once save no time on a CPU: what is fixed for each call is then small beside the work.
 _BUSY = 1 << 20
+# Tapped calls on the way back, of all columns together, up to which a GPU has the pass as a graph;
+# one of more takes long to record and much memory.
+_RECORDED = 4_000
 
 
 def add(
@@ -55,7 +59,7 @@ def images_at_once(plan: Plan, wanted: Parameters, x: Tensor) -> int:
 
     What the layers saw is held until backward has passed, for as many images as go together.
 
-    >>> images_at_once(Plan(0, {}, {}, ()), {}, torch.zeros(3, 1))
+    >>> images_at_once(Plan(0, {}, {}, (), 2), {}, torch.zeros(3, 1))
     3
     """
     rows = len(x)
@@ -67,33 +71,32 @@ def images_at_once(plan: Plan, wanted: Parameters, x: Tensor) -> int:
     return min(rows, max(1, _HELD // held)) if held else rows
 
 
-def add_what_fits(
-    model: nn.Module,
-    wanted: Parameters,
-    plan: Plan,
-    x: Tensor,
-    given: Tensor,
-    columns: Columns,
-    totals: Totals,
-    portion: Portion,
-) -> None:
-    """`add`, on fewer images at a time from where the device's memory runs out.
+def adder(
+    model: nn.Module, wanted: Parameters, plan: Plan, columns: Columns, count: int, totals: Totals
+) -> Callable[[Tensor, Tensor], None]:
+    """What adds batches (x, given) of one image size to `totals`, `count` columns for each image:
+    `add`, on fewer images at a time from where the device's memory runs out.
 
     Backward adds to the totals as it goes. So where memory may run out in the midst of it, some
     images have totals of their own until they are through.
     """
-    if x.device.type in NEVER_OUT:
-        add(model, wanted, plan, x, given, columns, totals)
-        return
 
-    def squares(part: slice) -> Totals:
+    def squares(x: Tensor, given: Tensor) -> Sequence[Tensor]:
         own = zeros(wanted)
-        add(model, wanted, plan, x[part], given[part], columns, own)
-        return own
+        add(model, wanted, plan, x, given, columns, own)
+        return [own[name] for name in totals]
 
-    for own in portion.each(squares, len(x)):
-        for name, total in totals.items():
-            total += own[name]
+    short = count * len(plan.sites) <= _RECORDED and not plan.by(ALONE)
+    work, portion = Replay(squares) if short else squares, Portion()
+
+    def add_batch(x: Tensor, given: Tensor) -> None:
+        if x.device.type in NEVER_OUT:
+            add(model, wanted, plan, x, given, columns, totals)
+            return
+        for own in portion.each(lambda part: work(x[part], given[part]), len(x)):
+            torch._foreach_add_([*totals.values()], [*own])
+
+    return add_batch
 
 
 def add_at_once(

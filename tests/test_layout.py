@@ -30,6 +30,7 @@ ORDER = [
     "folders",
     "images",
     "portion",
+    "replay",
     "logits",
     "layer_rules",
     "kernels",

@@ -1,0 +1,111 @@
+"""Work recorded for a GPU: on one it gives what it gives by itself; elsewhere by pretending."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pbu_cli import replay
+from pbu_cli.fisher import fisher_diagonal
+from pbu_cli.replay import Replay, recorded
+from tests.fisher_oracle import errors, fisher_loop, randomised
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="of a GPU")
+
+
+def pretending(tensor: Tensor) -> Any:
+    return SimpleNamespace(device=torch.device("cuda"), shape=tensor.shape, tensor=tensor)
+
+
+@pytest.mark.parametrize("records", [True, False])
+def test_runs_once_then_is_recorded_once_for_each_shape(records, monkeypatch):
+    calls: list[str] = []
+
+    def work(x: Any) -> list[Tensor]:
+        calls.append("run")
+        return [2 * x.tensor]
+
+    def pretend(work: Any, inputs: Any) -> Any:
+        calls.append("record")
+        return (lambda x: calls.append("replay") or [2 * x.tensor]) if records else None
+
+    monkeypatch.setattr(replay, "recorded", pretend)
+    double = Replay(work)
+    for n in range(3):
+        assert double(pretending(torch.tensor([float(n)])))[0].item() == 2 * n
+    assert calls == ["run", "record", *(["replay"] * 2 if records else ["run"] * 2)]
+    calls.clear()
+    double(pretending(torch.ones(2)))
+    assert calls == ["run"]
+
+
+def test_what_fails_at_first_is_not_recorded_the_next_time(monkeypatch):
+    monkeypatch.setattr(replay, "recorded", None)
+    outcomes = [torch.OutOfMemoryError("no room"), None]
+
+    def work(x: Any) -> list[Tensor]:
+        if error := outcomes.pop(0):
+            raise error
+        return [x.tensor]
+
+    double = Replay(work)
+    with pytest.raises(torch.OutOfMemoryError):
+        double(pretending(torch.ones(1)))
+    double(pretending(torch.ones(1)))
+
+
+@needs_gpu
+def test_a_gpu_replays_what_it_recorded():
+    weight = torch.randn(3, 3, device="cuda")
+    square = Replay(lambda x: [(x @ weight).square().sum(0)])
+    for _ in range(4):
+        x = torch.randn(5, 3, device="cuda")
+        torch.testing.assert_close(square(x)[0], (x @ weight).square().sum(0))
+    weight.mul_(2)
+    torch.testing.assert_close(square(x)[0], (x @ weight).square().sum(0))
+
+
+@needs_gpu
+def test_a_gpu_goes_on_where_work_cannot_be_recorded():
+    x = torch.ones(2, device="cuda")
+    stream = torch.cuda.current_stream()
+    assert recorded(lambda x: [x * x.sum().item()], [x]) is None
+    assert torch.cuda.current_stream() == stream
+    asks = Replay(lambda x: [x * x.sum().item()])
+    for n in range(4):
+        assert asks(n * x)[0].tolist() == [2 * n * n] * 2
+
+
+@needs_gpu
+@pytest.mark.parametrize("estimator", ["empirical", "exact", "mc"])
+def test_the_fisher_pass_of_many_batches_on_a_gpu_is_that_of_the_loop(estimator):
+    """Three batches of one size, of which the second is recorded, and a smaller one."""
+    torch.manual_seed(0)
+    model = randomised(
+        nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.BatchNorm2d(8),
+            nn.ReLU(inplace=True),
+            nn.AvgPool2d(2),
+            nn.Conv2d(8, 8, 3, groups=8),
+            nn.Flatten(),
+            nn.Linear(32, 4),
+        )
+    )
+    x, labels = torch.randn(14, 3, 8, 8, dtype=torch.double), torch.arange(14) % 4
+    gpu = [
+        (some.float().cuda(), of_some)
+        for some, of_some in zip(x.split(4), labels.split(4), strict=True)
+    ]
+    found = fisher_diagonal(model.float().cuda(), gpu, estimator=estimator, draws=2, seed=3)
+    if estimator == "mc":
+        alone = [(some[n : n + 1], of[n : n + 1]) for some, of in gpu for n in range(len(of))]
+        wanted = fisher_diagonal(model, alone, estimator=estimator, draws=2, seed=3)
+    else:
+        wanted = fisher_loop(model.cpu().double(), x, labels, estimator)
+    double = [{n: t.double().cpu() for n, t in these.items()} for these in (found, wanted)]
+    assert errors(*double)[0] < 1e-4
