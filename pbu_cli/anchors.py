@@ -308,6 +308,8 @@ class Company:
         """Forget what was seen on a way that was left."""
         self._steps = 0
         self._recent = [(self._anchors.opposite, self._anchors.features)]
+        self._direction = torch.zeros_like(self._middle)
+        self._distance = torch.zeros_like(self._apart)
 
     @property
     def changes(self) -> list[str]:
@@ -331,31 +333,60 @@ class Company:
         )
         return stability(answers, self._reference, self._forgotten).item()
 
-    def meet(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The model's answers to forget inputs [n, *shape], [n, c]; what to add to the loss; and
-        the drift of the answers to the anchors, nats."""
-        count, anchors = len(inputs), self._anchors
+    def draw(self, count: int) -> tuple[Tensor, ...]:
+        """So many anchors, by chance, for `meet`: inputs, answers, features; and what the step
+        before last told forget images from anchors by."""
+        anchors = self._anchors
         index = torch.randint(len(anchors.inputs), (count,), generator=self._draw)
-        index = index.to(inputs.device, non_blocking=True)  # a GPU is not waited for
-        with listening(self._model, self._head) as heard:
-            answers = self._model(torch.cat([inputs, anchors.inputs[index]]))
-        ours, theirs = heard[0].split(count)
-        drift = stability(answers[count:], self._reference[index], self._forgotten)
-        moved = (theirs - anchors.features[index]).square().sum(dim=1).mean() / self._spread
-        loss = self._weights.epsilon * (drift + moved / 5)
-        apart = self._pull(ours, theirs) + self._outside(ours) + self._gathered(ours)
-        return answers[:count], loss + self._weights.zeta * apart, drift
+        index = index.to(anchors.inputs.device, non_blocking=True)  # a GPU is not waited for
+        drawn = anchors.inputs[index], self._reference[index], anchors.features[index]
+        return (*drawn, self._direction, self._distance)
 
-    def _pull(self, ours: Tensor, theirs: Tensor) -> Tensor:
-        self._recent = [*self._recent, (ours.detach(), theirs.detach())][-RECENT:]
-        if self._steps % REFIT == 0:
-            pairs = zip(*self._recent, strict=True)
-            self._direction, self._distance = discriminant(*(torch.cat(part) for part in pairs))
+    @property
+    def fits(self) -> bool:
+        """Whether the next `meet` looks again for what tells forget images from anchors."""
+        return self._steps % REFIT == 0
+
+    def meet(
+        self,
+        inputs: Tensor,
+        beside: Tensor,
+        reference: Tensor,
+        features: Tensor,
+        direction: Tensor,
+        distance: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """The model's answers to forget inputs [n, *shape], [n, c]; what to add to the loss; the
+        drift of the answers to the anchors that `draw` gave, nats; and, to be seen after the step,
+        the input of the head for both.
+
+        The same for all inputs, but where it `fits`.
+        """
+        count = len(inputs)
+        with listening(self._model, self._head) as heard:
+            answers = self._model(torch.cat([inputs, beside]))
+        ours, theirs = heard[0].split(count)
+        drift = stability(answers[count:], reference, self._forgotten)
+        moved = (theirs - features).square().sum(dim=1).mean() / self._spread
+        loss = self._weights.epsilon * (drift + moved / 5)
+        pull = self._pull(ours, theirs, direction, distance)
+        apart = pull + self._outside(ours) + self._gathered(ours)
+        return answers[:count], loss + self._weights.zeta * apart, drift, ours, theirs
+
+    def see(self, ours: Tensor, theirs: Tensor) -> None:
+        """Keep what `meet` gave last, after its step."""
+        self._recent = [*self._recent, (ours.clone(), theirs.clone())][-RECENT:]
         self._steps += 1
+
+    def _pull(self, ours: Tensor, theirs: Tensor, direction: Tensor, distance: Tensor) -> Tensor:
+        if self.fits:
+            recent = [*self._recent, (ours.detach(), theirs.detach())][-RECENT:]
+            groups = (torch.cat(part) for part in zip(*recent, strict=True))
+            direction, distance = self._direction, self._distance = discriminant(*groups)
         difference = ours.mean(dim=0) - theirs.detach().mean(dim=0)
         # The gradient of log D for D = difference . S^-1 difference.
-        slope = torch.where(self._distance > self._apart, 2 / self._distance, 0.0)
-        return slope * (difference @ self._direction)
+        slope = torch.where(distance > self._apart, 2 / distance, 0.0)
+        return slope * (difference @ direction)
 
     def _outside(self, ours: Tensor) -> Tensor:
         return F.relu((ours - self._middle).square().sum(dim=1).mean() / self._reach - 1)

@@ -39,13 +39,15 @@ class _Piece:
         for state in (*self.means, *self.squares, *self.steps):
             state.zero_()
 
-    def move(self, gradients: Sequence[Tensor], rate: float, room: Tensor | None = None) -> None:
-        # What torch.optim.Adam(fused=True) comes down to, a hundred times a step.
+    def move(self, gradients: Sequence[Tensor], rate: Tensor, room: Tensor | None = None) -> None:
+        # What torch.optim.Adam(fused=True) comes down to, a hundred times a step. A GPU reads the
+        # rate where it lies, and is not waited for.
+        own = rate * self.rate if rate.is_cuda else rate.item() * self.rate
         torch._foreach_add_(self.steps, 1)
         torch._fused_adam_(
             self.theta, penalised(gradients, self.theta, self.theta_star, self.slopes, room),
             self.means, self.squares, [], self.steps,
-            lr=rate * self.rate, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0,
+            lr=own, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0,
             amsgrad=False, maximize=False,
         )  # fmt: skip
 
@@ -96,8 +98,8 @@ class Descent:
                 (parameters, _piece([p.detach() for p in parameters], stars, weights, rate))
             )
 
-    def step(self, loss: Tensor, rate: float) -> None:
-        """One step of Adam down the gradient of loss + penalty, which nobody keeps."""
+    def step(self, loss: Tensor, rate: Tensor) -> None:
+        """One step of Adam down the gradient of loss + penalty, which nobody keeps; `rate` []."""
         waiting = set(self._early)
 
         @torch.no_grad()

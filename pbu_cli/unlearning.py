@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from pbu_cli.descent import Descent
 from pbu_cli.errors import PbuError, printable
 from pbu_cli.forget_set import ForgetSet
 from pbu_cli.machine import keep_freed_memory
+from pbu_cli.replay import Replay
 from pbu_cli.settings import FORGOTTEN, HEAVIEST, Schedule, Weights
 from pbu_cli.stopping import SLOWER, Decision, Seen, decide
 from pbu_cli.trunk import only_trained
@@ -75,33 +77,49 @@ def unlearn(
         if company is not None and bounded:
             company.withdraw(images.answers)
         theta_star = _copy(theta)
-        trial = model(images.inputs(torch.arange(min(2, len(images)), device=device)))
-        descent = Descent(theta, theta_star, slopes, factors, trial)
+        some = images.inputs(torch.arange(min(2, len(images)), device=device))
+        # Nobody keeps the answers: autograd would have what leads to them on their stream.
+        descent = Descent(theta, theta_star, slopes, factors, model(some))
         window = _Window(schedule, len(images), device)
         alpha = torch.full((), weights.alpha, device=device)
         zero = torch.zeros((), device=device)
-        broke = torch.zeros((), dtype=torch.int64, device=device)  # the first step to go wrong
-        history: list[Seen] = []
-        sound = _copy(theta)
-        rounds = _shuffled(len(images), schedule, device)
-        for step, index in enumerate(rounds, start=1):
-            inputs = images.inputs(index)
+
+        def move(
+            inputs: Tensor, labels: Tensor, kept: Tensor, alpha: Tensor, rate: Tensor, *anchors: Any
+        ) -> list[Tensor]:
+            """One step; the loss, the odds, the drift, and what `company` is to see."""
             if company is None:
-                answers, beside, kept = model(inputs), zero, None
+                answers, beside, still, *seen = model(inputs), zero, None
             else:
-                answers, beside, kept = company.meet(inputs)
+                answers, beside, still, *seen = company.meet(inputs, *anchors)
             odds = objective.log_odds(answers, images.forgotten)
-            drift = objective.stability(answers, reference[index], images.forgotten)
+            drift = objective.stability(answers, kept, images.forgotten)
             if bounded:
                 above = objective.excess_odds(odds, schedule.tau)
                 below = objective.excess_odds(-odds, 1 - schedule.tau)
                 loss = alpha * above + schedule.restraint * below + weights.delta * drift
             else:
-                loss = alpha * objective.log_likelihood(answers, images.labels[index])
+                loss = alpha * objective.log_likelihood(answers, labels)
             loss = loss + beside
-            descent.step(loss, rate * rate_share(step, schedule))
-            broke = torch.where((broke == 0) & ~loss.detach().isfinite(), step, broke)
-            window.add(odds.detach(), (drift if kept is None else kept).detach())
+            descent.step(loss, rate)
+            return [t.detach() for t in (loss, odds, drift if still is None else still, *seen)]
+
+        replay = Replay(move)
+        broke = torch.zeros((), dtype=torch.int64, device=device)  # the first step to go wrong
+        history: list[Seen] = []
+        sound = _copy(theta)
+        rounds = _shuffled(len(images), schedule, device)
+        for step, index in enumerate(rounds, start=1):
+            anchors = () if company is None else company.draw(len(index))
+            work = move if company is not None and company.fits else replay
+            loss, odds, drift, *seen = work(
+                images.inputs(index), images.labels[index], reference[index], alpha,
+                _number(rate * rate_share(step, schedule), device), *anchors,
+            )  # fmt: skip
+            if company is not None:
+                company.see(*seen)
+            broke = torch.where((broke == 0) & ~loss.isfinite(), step, broke)
+            window.add(odds, drift)
             alpha = _adapted(alpha, window.recognised(), weights, schedule)
             if step % CHECK_EVERY and step < schedule.steps:
                 continue
@@ -225,6 +243,13 @@ def _shuffled(count: int, schedule: Schedule, device: torch.device) -> Iterator[
             order = torch.randperm(count, generator=generator).to(device)
         yield order[:size]
         order = order[size:]
+
+
+def _number(value: float, device: torch.device) -> Tensor:
+    """As exact as it is, or on a GPU, for kernels there to read."""
+    if device.type == "cuda":
+        return torch.full((), value, device=device)
+    return torch.tensor(value, dtype=torch.float64)
 
 
 def _copy(theta: list[nn.Parameter]) -> list[Tensor]:

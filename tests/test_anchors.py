@@ -29,6 +29,7 @@ from pbu_cli.unlearning import unlearn
 
 CLASSES, GONE = 4, 2
 FORGOTTEN = torch.arange(CLASSES) == GONE
+UNFITTED = torch.zeros(16), torch.zeros(())
 HEAD = "3"
 
 
@@ -189,7 +190,8 @@ def company(
 
 def test_at_the_trained_weights_the_anchors_have_not_drifted(case):
     images = case[1][case[2] == GONE][:32]
-    answers, loss, drift = company(case, zeta=0.0).meet(images)
+    meeting = company(case, zeta=0.0)
+    answers, loss, drift, *_ = meeting.meet(images, *meeting.draw(len(images)))
     assert torch.allclose(answers, case[0](images), atol=1e-5)
     assert loss.item() == pytest.approx(0, abs=1e-5)
     assert drift.item() == pytest.approx(0, abs=1e-6)
@@ -206,7 +208,8 @@ def test_the_pull_is_the_gradient_of_the_log_distance(case):
     meeting = company(case, epsilon=0.0, zeta=1.0)
     meeting._recent = []  # of this batch alone
     theirs = anchors.features[:32]
-    (found,) = torch.autograd.grad(meeting._pull(features, theirs), features)
+    pull = meeting._pull(features, theirs, *UNFITTED)
+    (found,) = torch.autograd.grad(pull, features)
 
     ours = features.detach().double().requires_grad_()
     theirs = theirs.double()
@@ -233,14 +236,14 @@ def test_what_is_near_enough_is_not_pushed(case, apart, pushed, share):
     step[0] = (1.05 * apart * enough) ** 0.5  # the covariance's diagonal is 1 and 5 % of that
     meeting = company(case, replace(DEEP.schedule, apart=share), epsilon=0.0)
     meeting._recent = []
-    found = meeting._pull(theirs.roll(1, 0) + step, theirs)
+    found = meeting._pull(theirs.roll(1, 0) + step, theirs, *UNFITTED)
     assert bool(found != 0) == pushed
 
 
 def test_one_anchor_gives_a_loss_that_is_finite(case):
     model, images, labels = case
     meeting = Company(model, HEAD, made(case, 1), FORGOTTEN, DEEP.weights, DEEP.schedule)
-    assert meeting.meet(images[labels == GONE][:8])[1].isfinite()
+    assert meeting.meet(images[labels == GONE][:8], *meeting.draw(8))[1].isfinite()
 
 
 def test_no_pass_is_of_more_than_twice_the_batch_of_a_step(case):
@@ -251,7 +254,7 @@ def test_no_pass_is_of_more_than_twice_the_batch_of_a_step(case):
     anchors = synthesise(model, HEAD, starts, ~FORGOTTEN, count=20, schedule=schedule)
     imagine(model, anchors, starts, FORGOTTEN, count=20, schedule=schedule)
     meeting = Company(model, HEAD, anchors, FORGOTTEN, DEEP.weights, schedule)
-    meeting.meet(starts[:4])
+    meeting.meet(starts[:4], *meeting.draw(4))
     meeting.drift()
     handle.remove()
     assert max(seen) == 8

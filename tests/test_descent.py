@@ -86,7 +86,7 @@ def test_the_descent_is_adam_on_the_penalised_loss(kind, piece, monkeypatch):
     for p, s in zip(theta, star, strict=True):
         assert torch.equal(p, s), "the trial left something behind"
     for lr in lrs:
-        run.step(loss(fast(x)), lr)
+        run.step(loss(fast(x)), torch.tensor(lr, dtype=torch.float64))
     for p, q, s in zip(slow.parameters(), theta, star, strict=True):
         torch.testing.assert_close(q - s, p - s, rtol=1e-8, atol=1e-13)
         assert q.grad is None
@@ -103,14 +103,14 @@ def test_what_reads_a_parameter_again_does_not_bear_early_moves(kind):
 def test_a_restarted_descent_has_no_momentum():
     theta = [nn.Parameter(torch.ones(3))]
     run = Descent(theta, [torch.ones(3)], [torch.zeros(3)], [1.0], theta[0] * 1)
-    run.step(theta[0].sum(), 0.1)
+    run.step(theta[0].sum(), torch.tensor(0.1))
     first = theta[0].detach().clone()
     with torch.no_grad():
         theta[0].fill_(1)
     run.restart()
-    run.step(theta[0].sum(), 0.1)
+    run.step(theta[0].sum(), torch.tensor(0.1))
     assert torch.equal(theta[0], first)
-    run.step(theta[0].sum() * 0, 0.1)
+    run.step(theta[0].sum() * 0, torch.tensor(0.1))
     assert not torch.equal(theta[0], first), "momentum goes on"
 
 
@@ -127,6 +127,6 @@ def test_parameters_with_the_channels_last_move_as_others_do(monkeypatch):
         x = torch.linspace(-1, 2, 150).view(2, 3, 5, 5)
         run = Descent(theta, [model.weight.detach().clone()], slopes, [1.0], model(x))
         for _ in range(3):
-            run.step(model(x).square().mean(), 1e-2)
+            run.step(model(x).square().mean(), torch.tensor(1e-2))
         found.append(model.weight.detach().clone())
     torch.testing.assert_close(found[0], found[1])

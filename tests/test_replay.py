@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,8 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from pbu_cli import replay
+from pbu_cli.anchors import Company, synthesise
 from pbu_cli.fisher import fisher_diagonal
+from pbu_cli.forget_set import ForgetSet
 from pbu_cli.replay import Replay, recorded
+from pbu_cli.settings import DEEP, Preprocessing
+from pbu_cli.unlearning import unlearn
 from tests.fisher_oracle import errors, fisher_loop, randomised
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="of a GPU")
@@ -109,3 +114,43 @@ def test_the_fisher_pass_of_many_batches_on_a_gpu_is_that_of_the_loop(estimator)
         wanted = fisher_loop(model.cpu().double(), x, labels, estimator)
     double = [{n: t.double().cpu() for n, t in these.items()} for these in (found, wanted)]
     assert errors(*double)[0] < 1e-4
+
+
+@needs_gpu
+@pytest.mark.parametrize("count", [0, 200])
+def test_the_loop_on_a_gpu_is_the_same_recorded(count, monkeypatch):
+    """Without anchors, and with them, where every fifth step runs as it is."""
+    schedule = replace(DEEP.schedule, steps=60)
+    ends, kept = [], []
+    real = replay.recorded
+    for records in (True, False):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 4))
+        model, gone = model.eval().cuda(), torch.tensor([False, False, True, False], device="cuda")
+        pixels = torch.randint(256, (100, 2, 4, 4), dtype=torch.uint8, device="cuda")
+        labels = torch.full((100,), 2, device="cuda")
+        how = Preprocessing((4, 4), (0.5, 0.5), (0.25, 0.25))
+        images = ForgetSet(pixels, labels, gone, how, torch.empty(0))
+        inputs = images.inputs(torch.arange(100, device="cuda"))
+        images = replace(images, answers=model(inputs).detach())
+        company = None
+        if count:
+            made = synthesise(model, "3", inputs, ~gone, count=count, schedule=schedule)
+            company = Company(model, "3", made, gone, DEEP.weights, schedule)
+
+        def watched(work: Any, inputs: Any, records: bool = records) -> Any:
+            kept.append(real(work, inputs) if records else None)
+            return kept[-1]
+
+        monkeypatch.setattr(replay, "recorded", watched)
+        fisher = {name: torch.ones_like(p) for name, p in model.named_parameters()}
+        run = unlearn(
+            model, images, fisher,
+            trained=[*fisher], head=["3.weight", "3.bias"], weights=DEEP.weights,
+            schedule=schedule, company=company,
+        )  # fmt: skip
+        list(run)
+        ends.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert kept[0] is not None
+    assert len(kept) == 2
+    torch.testing.assert_close(ends[0], ends[1], rtol=1e-3, atol=1e-4)

@@ -40,6 +40,7 @@ from torchvision.models import get_model
 from pbu_cli.__main__ import run as pbu
 from pbu_cli.crops import cropped, find_crops
 from pbu_cli.forget_set import ForgetSet
+from pbu_cli.machine import compute_in_float32
 from pbu_cli.settings import Preprocessing, Schedule, Weights
 from pbu_cli.unlearning import CHECK_EVERY, unlearn
 from tests.archives import unpack
@@ -69,6 +70,7 @@ def step(
     slows both alike. It always goes through whole kernels; with `live` the loop does not, as in
     the command.
     """
+    compute_in_float32()
     torch.manual_seed(0)
     models = [get_model(name, num_classes=CLASSES).eval().to(device) for _ in range(2)]
     pixels = torch.randint(256, (batch, 3, size, size), dtype=torch.uint8, device=device)
@@ -102,6 +104,8 @@ def step(
         loss.item()
 
     def after_plain(chosen: ForgetSet, index: Tensor) -> Tensor:
+        if device.startswith("cuda"):
+            torch.cuda.synchronize()  # what is left of the loop's own step
         plain.append(seconds(plain_step))
         return inputs(chosen, index)
 
