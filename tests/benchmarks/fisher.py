@@ -5,8 +5,10 @@ images, with all weights' gradients. Each row alternates with plain steps in the
 divides the two medians. Columns:
 
     ratio    time of a batch in plain steps; for `exact` a column's, of which there are classes - 1
-    plan     what `fisher_diagonal` takes more for its first batch, in plain steps
-    memory   peak above the model and the images, in that of a plain step: each in a new process
+    plan     what `fisher_diagonal` takes more for its first two batches, in plain steps: it looks
+             for a way, and on a GPU records it
+    memory   peak above the model and the images, in that of a plain step: for a CPU each in a new
+             process
 
 Peers: the loop over batches of one; `torch.func.vmap` over chunks of 8 images; nngeometry, if it
 is installed, its Monte Carlo estimate and its exact one over all classes. What a peer cannot run
@@ -143,7 +145,7 @@ def timed(device: str, step: Callable[[], None]) -> float:
 def time_ours(
     estimator: Any, model: nn.Module, batch: Batch, repeats: int, device: str
 ) -> tuple[list[float], list[float]]:
-    """Seconds of plain steps, and of the batches of one pass between them; the first has the plan.
+    """Seconds of plain steps, and of the batches of one pass between them; the first have the plan.
 
     The plain steps are of a copy, for during the pass the model's parameters ask for no gradients.
     """
@@ -177,14 +179,16 @@ def time_peer(
 
 def peak(method: str, model: nn.Module, batch: Batch, device: str) -> int:
     """Bytes above those in use before; for the CPU as Linux counts them, of a new process."""
+    cuda = device.startswith("cuda")
 
     def run() -> None:
         if method in OURS:
-            fisher_diagonal(model, [batch], estimator=method)  # type: ignore[arg-type]
+            batches = [batch] * (3 if cuda else 1)  # the second is recorded
+            fisher_diagonal(model, batches, estimator=method)  # type: ignore[arg-type]
         else:
             STEPS[method](model, *batch)
 
-    if device.startswith("cuda"):
+    if cuda:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         run()
@@ -203,7 +207,14 @@ def _status(key: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
 
 
-def peak_in_new_process(method: str, arguments: list[str]) -> int | None:
+def peak_of(method: str, name: str, options: argparse.Namespace) -> int | None:
+    if options.device.startswith("cuda"):
+        setting = (options.size, options.batch, options.classes, options.device)
+        try:
+            return peak(method, *build(name, *setting), options.device)
+        except Exception:  # as above
+            return None
+    arguments = ["--models", name, *_flags(options)]
     command = [sys.executable, "-m", "tests.benchmarks.fisher", *arguments, "--peak-of", method]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return int(done.stdout.split()[-1]) if done.returncode == 0 else None
@@ -214,22 +225,18 @@ def peak_in_new_process(method: str, arguments: list[str]) -> int | None:
 
 def measure(name: str, options: argparse.Namespace, errors: Console) -> Iterator[Row]:
     setting = (name, options.size, options.batch)
-    arguments = ["--models", name, *_flags(options)]
-    memory = (
-        dict.fromkeys(("plain", *options.methods), None)
-        if options.no_memory
-        else {
-            method: peak_in_new_process(method, arguments) for method in ("plain", *options.methods)
-        }
-    )
+    memory = {
+        method: None if options.no_memory else peak_of(method, name, options)
+        for method in ("plain", *options.methods)
+    }
     for method in options.methods:
         model, batch = build(*setting, options.classes, options.device)
         plan = None
         try:
             if method in OURS:
                 plains, times = time_ours(method, model, batch, options.repeats, options.device)
-                unit, first, each = median(plains), times[0], median(times[2:])
-                plan = (first - each) / unit
+                unit, each = median(plains), median(times[2:])
+                plan = (sum(times[:2]) - 2 * each) / unit
                 each /= options.classes - 1 if method == "exact" else 1
             else:
                 repeats = min(options.repeats, 3)
