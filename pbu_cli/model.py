@@ -61,6 +61,10 @@ class _Versioned(dict[str, Tensor]):
     _metadata: dict[str, dict[str, int]]
 
 
+# Of meta tensors torch works these out in Python, by means of its compiler (the last two: 2.11).
+_BY_THE_COMPILER = {Tensor.normal_, nn.init.normal_, Tensor.erfinv_, Tensor.clamp_}
+
+
 class WeightsOnMeta(TorchFunctionMode):
     """Within it `torch.empty` makes meta tensors, so that layers cost no time to initialise.
 
@@ -77,9 +81,9 @@ class WeightsOnMeta(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func in (Tensor.normal_, nn.init.normal_):
+        if func in _BY_THE_COMPILER:
             weight: Tensor = args[0] if args else kwargs["tensor"]
-            if weight.is_meta:  # torch would work that out in Python, by means of its compiler
+            if weight.is_meta:
                 return weight
         if func is torch.empty:
             kwargs = {**kwargs, "device": "meta"}
