@@ -260,6 +260,11 @@ def test_places_that_do_not_do_are_refused_before_any_work(
     assert words in done.err
 
 
+def _nested(good: dict[str, Any], depth: int) -> bytes:
+    lists = b'"x": ' + b"[" * depth + b"]" * depth + b', "files"'
+    return json.dumps(good).encode().replace(b'"files"', lists)
+
+
 def hostile() -> dict[str, bytes]:
     """Records as strangers may write them."""
     entry = {"role": "output", "path": "out.safetensors", "sha256": "0" * 64}
@@ -275,8 +280,7 @@ def hostile() -> dict[str, bytes]:
         "not UTF-8": b'{"a": "\xff"}',
         "a list": b"[]",
         "deep": deep,
-        "deep inside": json.dumps(good).encode().replace(b'"files"', b'"x": ' + b"[" * 900
-                                                         + b"]" * 900 + b', "files"'),
+        "deep inside": _nested(good, 100_000),
         "a key twice": json.dumps(good).encode().replace(b'"predicate":', b'"predicate": 1, '
                                                          b'"predicate":', 1),
         "another type": json.dumps({**good, "_type": "x"}).encode(),
@@ -296,6 +300,15 @@ def hostile() -> dict[str, bytes]:
         ),
         "an endless number": b'{"a": ' + b"1" * 100_000 + b"}",
     }  # fmt: skip
+
+
+def test_a_record_nested_as_deeply_as_some_pythons_read_is_one_line_and_a_code(pbu, tmp_path):
+    """Python 3.11 refuses it, 3.12 reads it and finds it changed."""
+    entry = {"role": "output", "path": "out.safetensors", "sha256": "0" * 64}
+    (tmp_path / "run.json").write_bytes(_nested(record.statement([entry]), 900))
+    done = pbu("verify", tmp_path / "run.json")
+    assert done.code in (3, 5)
+    assert len(done.err.splitlines()) == 1
 
 
 @pytest.mark.parametrize("name", hostile())
