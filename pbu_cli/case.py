@@ -24,6 +24,7 @@ from pbu_cli.folders import Group, list_groups, split_by_subfolder
 from pbu_cli.images import SMALL, Images, common_size, decode
 from pbu_cli.logits import batches, normalise
 from pbu_cli.machine import compute_alike, compute_in_float32, free_memory, memory
+from pbu_cli.memory_format import put_channels_last
 from pbu_cli.network import Network, load_network, try_out
 from pbu_cli.settings import Preprocessing
 from pbu_cli.stages import trained_parameters
@@ -138,6 +139,7 @@ def tried(subject: Subject, channels: int, size: tuple[int, int], wanted: Wanted
     """
     flagged = wanted.size is not None or wanted.channels is not None
     network = try_out(subject.network, channels, size, flagged=flagged)
+    put_channels_last(network.module, channels, size)
     description = subject.description
     names = description.label_names
     for key, count in (

@@ -25,6 +25,7 @@ from pbu_cli.fisher import fisher_diagonal
 from pbu_cli.forget_set import ForgetSet, recognised_mirrored, shifted
 from pbu_cli.json_text import plain
 from pbu_cli.logits import batches, normalise
+from pbu_cli.memory_format import contiguous
 from pbu_cli.model import load
 from pbu_cli.objective import restricted_log_softmax, stability
 from pbu_cli.settings import FORGOTTEN, Estimator, Schedule, Weights
@@ -90,12 +91,12 @@ def measure_fisher(
     size = min(max(FISHER_BATCH, FISHER_INPUTS // numel), case.batch_size)
 
     def counted() -> Iterator[tuple[Tensor, Tensor]]:
-        for number, batch in enumerate(case.batches(size)):
-            yield batch
+        for number, (inputs, labels) in enumerate(case.batches(size)):
+            yield inputs.contiguous(), labels
             if done is not None:
                 done(min((number + 1) * size, len(case.image_labels)))
 
-    with beyond(module, case.cut):
+    with contiguous(module), beyond(module, case.cut):
         return fisher_diagonal(
             module, counted(),
             estimator=estimator, draws=draws, seed=seed, parameters=case.trained,
@@ -333,7 +334,7 @@ def _output_tensors(subject: Subject, changed: list[str]) -> Tensors:
 
 def _stored_as(now: Tensor, stored: Tensor) -> Tensor:
     """`now` in the stored dtype; float64 that float32 did not move keeps its last digits."""
-    return torch.where(now == stored.to(now.dtype), stored, now.to(stored.dtype))
+    return torch.where(now == stored.to(now.dtype), stored, now.to(stored.dtype)).contiguous()
 
 
 def _check_promises(stored: Tensors, written: Tensors, changed: set[str]) -> None:

@@ -80,9 +80,13 @@ class Descent:
         self._early: dict[nn.Parameter, list[_Piece]] = {}
         self._late: list[tuple[list[nn.Parameter], _Piece]] = []
         late: dict[float, list[int]] = {}
+        slopes = list(slopes)
         bears = trial.device.type == "cpu" and bears_early_moves(trial, theta)
         for j, parameter in enumerate(theta):
-            if not (bears and parameter.numel() >= PIECE // 4 and parameter.is_contiguous()):
+            if slopes[j].stride() != parameter.stride():
+                slopes[j] = torch.empty_like(parameter).copy_(slopes[j])
+            large = parameter.numel() >= PIECE // 4
+            if not (bears and large and _as_it_lies(parameter).is_contiguous()):
                 late.setdefault(rates[j], []).append(j)
                 continue
             parts = zip(
@@ -161,13 +165,23 @@ def bears_early_moves(answers: Tensor, theta: Sequence[nn.Parameter]) -> bool:
             parameter.grad = None
 
 
+def _as_it_lies(t: Tensor) -> Tensor:
+    """t with its dimensions in the order of memory, if it is a kernel with its channels last.
+
+    >>> last = torch.zeros(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    >>> _as_it_lies(last).shape, _as_it_lies(last).is_contiguous()
+    (torch.Size([2, 4, 5, 3]), True)
+    """
+    return t if t.dim() != 4 or t.is_contiguous() else t.movedim(1, -1)
+
+
 def _pieces(t: Tensor) -> list[Tensor]:
     """t by some rows at a time, all of them together where they are few.
 
     >>> [len(part) for part in _pieces(torch.zeros(5, PIECE // 2))]
     [2, 2, 1]
     """
-    return list(t.split(max(1, PIECE * len(t) // t.numel())))
+    return list(_as_it_lies(t).split(max(1, PIECE * len(t) // t.numel())))
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:

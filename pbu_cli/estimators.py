@@ -65,8 +65,9 @@ def drawn(logits: Tensor, uniform: Tensor) -> Iterator[Tensor]:
     [[[-0.5, 0.5]]]
     """
     p = logits.softmax(1)
-    wide = p.cpu() if p.device.type == "mps" else p  # MPS has no float64
-    passed = wide.double().cumsum(1)
+    # MPS has no float64, and CUDA no sums in a fixed order.
+    there = p.is_cuda and not torch.are_deterministic_algorithms_enabled()
+    passed = (p if there else p.cpu()).double().cumsum(1)
     at = uniform.to(passed)
     labels = torch.searchsorted(passed / passed[:, -1:], at, right=True)
     for k in range(uniform.shape[1]):

@@ -29,6 +29,7 @@ ORDER = [
     "stages",
     "folders",
     "images",
+    "memory_format",
     "portion",
     "replay",
     "logits",

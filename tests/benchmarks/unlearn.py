@@ -41,6 +41,7 @@ from pbu_cli.__main__ import run as pbu
 from pbu_cli.crops import cropped, find_crops
 from pbu_cli.forget_set import ForgetSet
 from pbu_cli.machine import compute_in_float32
+from pbu_cli.memory_format import put_channels_last
 from pbu_cli.settings import Preprocessing, Schedule, Weights
 from pbu_cli.unlearning import CHECK_EVERY, unlearn
 from tests.archives import unpack
@@ -67,8 +68,9 @@ def step(
     """A step of the loop over a plain step, the median of `rounds` checks of the loop.
 
     A plain step goes before each of the loop, where that asks for its images: a busy machine
-    slows both alike. It always goes through whole kernels; with `live` the loop does not, as in
-    the command.
+    slows both alike. With `live` the loop goes as in the command, through kernels without dead
+    taps, with their channels last where `memory_format.py` has them so; the plain one through
+    torch's.
     """
     compute_in_float32()
     torch.manual_seed(0)
@@ -84,6 +86,8 @@ def step(
     names = [n for n, _ in models[0].named_parameters()]
     fisher = {n: torch.ones_like(p) for n, p in models[0].named_parameters()}
     schedule = Schedule(steps=CHECK_EVERY * (rounds + 1), batch_size=batch)
+    if live:
+        put_channels_last(models[0], 3, (size, size))
     crops = find_crops(models[0], images.inputs(index[:2])) if live else {}
     held = ExitStack()
     held.enter_context(cropped(models[0], crops))
@@ -238,7 +242,7 @@ def main() -> None:
     parser.add_argument("--images", default="100,1000,10000,50000", help="for growth")
     parser.add_argument("--device", default="cpu", help="for step")
     parser.add_argument("--live", action="store_true",
-                        help="for step: live taps alone, as in the command")  # fmt: skip
+                        help="for step: on kernels as in the command")  # fmt: skip
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--fast", action="store_true", help="give the command --fast")
     given = parser.parse_args()
