@@ -105,6 +105,9 @@ class Descent:
     def step(self, loss: Tensor, rate: Tensor) -> None:
         """One step of Adam down the gradient of loss + penalty, which nobody keeps; `rate` []."""
         waiting = set(self._early)
+        for parameters, _ in self._late:  # a recording that failed may have left what was not there
+            for parameter in parameters:
+                parameter.grad = None
 
         @torch.no_grad()
         def move(parameter: Tensor) -> None:

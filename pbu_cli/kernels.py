@@ -319,7 +319,7 @@ def conv_kernel(
     options: Options,
     device: str = "cpu",
 ) -> str:
-    """The name in `CONV` of the kernel that is fastest, on a CPU or another type of device.
+    """The name in `CONV` of the kernel that is fastest on this type of device.
 
     >>> same = Options((1, 1), (1, 1), (1, 1))
     >>> for width in (2, 16, 32):
@@ -329,7 +329,7 @@ def conv_kernel(
     'folded'
     """
     if groups > 1:
-        few = device == "cpu" or prod(positions) < _MANY_FOR_DEPTHWISE
+        few = device != "cuda" or prod(positions) < _MANY_FOR_DEPTHWISE
         return "depthwise" if groups == size[0] and size[1] == 1 and few else "folded"
     met = (_pairs(maps * tap.positions()) for tap in taps(space, positions, size[2:], options))
     count = maps * prod(positions)

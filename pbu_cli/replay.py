@@ -6,12 +6,14 @@ as long as the launches do. A graph launches all of them at once.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 Work = Callable[..., Sequence[Tensor]]
+WAITS = "called a synchronizing CUDA operation"  # torch's words
 
 
 class Replay:
@@ -20,8 +22,8 @@ class Replay:
     The first call for inputs of some shapes runs as it is, the second is recorded, and from then on
     inputs are copied to where the first ones lay and the graph runs. So work must do the same for
     all inputs of one shape, and read nothing else that changes but in place. What cannot be
-    recorded, for it asks the GPU for an answer on its way or memory does not hold it, and whatever
-    is on another device, runs as it is every time.
+    recorded, for it waits for the GPU on its way or memory does not hold it twice, and whatever is
+    on another device, runs as it is every time.
 
     >>> double = Replay(lambda x: [2 * x])
     >>> [double(torch.tensor([float(n)]))[0].item() for n in range(3)]
@@ -30,35 +32,57 @@ class Replay:
 
     def __init__(self, work: Work) -> None:
         self._work = work
-        self._by_shape: dict[tuple[torch.Size, ...], Work | None] = {}  # None: run once
+        self._by_shape: dict[tuple[torch.Size, ...], Work | None] = {}  # None: to be recorded
 
     def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
         if inputs[0].device.type != "cuda":
             return self._work(*inputs)
         shapes = tuple(tensor.shape for tensor in inputs)
-        if shapes not in self._by_shape:
-            results = self._work(*inputs)  # may fail, and is then not the first
-            self._by_shape[shapes] = None
-            return results
-        work = self._by_shape[shapes]
-        if work is None:
-            work = self._by_shape[shapes] = recorded(self._work, inputs) or self._work
-        return work(*inputs)
+        if shapes in self._by_shape:
+            work = self._by_shape[shapes]
+            if work is None:
+                work = self._by_shape[shapes] = recorded(self._work, inputs) or self._work
+            return work(*inputs)
+        try:
+            results, waits = watched(self._work, inputs)
+        except RuntimeError:  # for want of the memory, perhaps, that the graphs hold
+            self._by_shape.clear()
+            raise
+        self._by_shape[shapes] = self._work if waits else None
+        return results
+
+
+def watched(work: Work, inputs: Sequence[Tensor]) -> tuple[Sequence[Tensor], bool]:
+    """What work gives, and whether it waited for the GPU on its way. Up to torch 2.11 to try to
+    record such work spoils memory and random numbers for the rest of the process."""
+    mode = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")  # which says that it is a prototype
+        try:
+            results = work(*inputs)
+        finally:
+            torch.cuda.set_sync_debug_mode(mode)
+    return results, any(WAITS in str(warning.message) for warning in said)
 
 
 def recorded(work: Work, inputs: Sequence[Tensor]) -> Work | None:
-    """`work` as a CUDA graph for inputs of these shapes; None where it cannot be one."""
+    """`work` as a CUDA graph for inputs of these shapes. None where it cannot be one, or where it
+    holds more memory than would be left: others, such as a last batch, go on without one."""
     device = inputs[0].device
     with torch.cuda.device(device):
         stream = torch.cuda.current_stream()
+        graph, own = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
         try:
             places = [tensor.clone() for tensor in inputs]
-            graph = torch.cuda.CUDAGraph()
             # Other threads may go on to bring images meanwhile.
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, stream=own, capture_error_mode="thread_local"):
+                before = torch.cuda.memory_reserved()
                 results = work(*places)
         except RuntimeError:
             torch.cuda.set_stream(stream)  # which torch leaves as it is where a recording fails
+            return None
+        if torch.cuda.mem_get_info()[0] < torch.cuda.memory_reserved() - before:
             return None
 
     def replay(*inputs: Tensor) -> Sequence[Tensor]:

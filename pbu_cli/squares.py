@@ -94,7 +94,8 @@ def adder(
             add(model, wanted, plan, x, given, columns, totals)
             return
         for own in portion.each(lambda part: work(x[part], given[part]), len(x)):
-            torch._foreach_add_([*totals.values()], [*own])
+            if totals:  # torch adds no empty lists
+                torch._foreach_add_([*totals.values()], [*own])
 
     return add_batch
 

@@ -114,6 +114,14 @@ def test_a_restarted_descent_has_no_momentum():
     assert not torch.equal(theta[0], first), "momentum goes on"
 
 
+def test_what_a_recording_that_failed_left_is_no_gradient():
+    theta = [nn.Parameter(torch.ones(3))]
+    run = Descent(theta, [torch.ones(3)], [torch.zeros(3)], [1.0], theta[0] * 1)
+    theta[0].grad = torch.full((3,), -1e9)
+    run.step(theta[0].sum(), torch.tensor(0.1))
+    torch.testing.assert_close(theta[0].detach(), torch.full((3,), 0.9))
+
+
 def test_parameters_with_the_channels_last_move_as_others_do(monkeypatch):
     monkeypatch.setattr(descent, "PIECE", 8)
     torch.manual_seed(0)

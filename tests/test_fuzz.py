@@ -24,7 +24,7 @@ def test_what_is_made_up_is_read_or_refused_in_a_line(name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("path", CORPUS, ids=lambda path: f"{path.parent.name}/{path.name}")
+@pytest.mark.parametrize("path", CORPUS, ids=str)
 def test_what_was_found_once_is_refused_for_good(path: Path) -> None:
     assert attempt(TARGETS[path.parent.name], path.read_bytes()) != "read"
 

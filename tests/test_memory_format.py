@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -57,22 +58,79 @@ class Views(nn.Module):
 
 
 class Tied(nn.Module):
-    def __init__(self) -> None:
+    """Two parameters in one memory."""
+
+    def __init__(self, other: nn.Module, size: int) -> None:
         super().__init__()
-        self.one, self.other = nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3)
-        self.other.weight.data = self.one.weight.data
+        self.one, self.other = nn.Conv2d(3, 3, size), other
+        other.weight.data = self.one.weight.data.view(other.weight.shape)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.other(self.one(x)).mean((2, 3))
+        z = self.one(x)
+        return self.other(z).mean((2, 3)) if z.dim() == self.other.weight.dim() else z.mean((2, 3))
 
 
-@pytest.mark.parametrize("model", [small(Views(False)), small(Views(True)), Tied().eval()])
-def test_a_network_that_relies_on_how_its_maps_lie_keeps_them(model):
-    x = torch.randn(2, 3, *LARGE)
-    before = model(x)
+class ViewsBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return g.view(len(g), -1).view_as(g)
+
+
+class Backward(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return ViewsBackward.apply(x)
+
+
+class Particular(nn.Module):
+    """Takes images in [0, 1] alone, and has a buffer that can have no channels last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("grid", torch.zeros(1, 1, 1, 1, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert bool(((x >= 0) & (x <= 1)).all())
+        return x
+
+    def to(self, device: Any) -> nn.Module:
+        return super().to(device)
+
+
+def test_a_particular_network_has_its_channels_last_all_the_same():
+    model = nn.Sequential(Particular(), *small(*POOLED)).eval()
     put_channels_last(model, 3, LARGE)
-    assert not is_last(model)
+    assert is_last(model)
+
+
+class Refuses(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        assert not x.any(), "black images alone"
+        return x
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        small(Views(False)),
+        small(Views(True)),
+        nn.Sequential(*small()[:1], Backward(), *small()[1:], *POOLED).eval(),
+        Tied(nn.Conv2d(3, 3, 3), 3).eval(),
+        Tied(nn.Linear(3, 3), 1).eval(),
+        nn.Sequential(Refuses(), *small(*POOLED)).eval(),
+    ],
+)
+def test_a_network_that_relies_on_how_its_maps_lie_keeps_them(model):
+    x = torch.zeros(2, 3, *LARGE)
+    before = model(x)
+    shared = len({p.data_ptr() for p in model.parameters()})
+    put_channels_last(model, 3, LARGE)
+    assert all(p.is_contiguous() for p in model.parameters())
     assert torch.equal(model(x), before)
+    assert len({p.data_ptr() for p in model.parameters()}) == shared
 
 
 def test_a_network_without_kernels_is_left_alone():

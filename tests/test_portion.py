@@ -53,6 +53,13 @@ def test_the_fisher_pass_goes_on_with_fewer_images_and_loses_nothing(
     assert narrow.failed == 2, "20 and 10 images were too many, and from then on 5 were taken"
 
 
+def test_on_a_gpu_no_parameters_are_asked_for_too(monkeypatch):
+    monkeypatch.setattr(squares, "NEVER_OUT", set())
+    model = nn.Linear(6, 4)
+    batch = torch.randn(2, 6), torch.tensor([0, 1])
+    assert fisher_diagonal(model, [batch], parameters=[]) == {}
+
+
 def test_forward_passes_go_on_with_fewer_images():
     pixels = torch.randint(256, (50, 1, 2, 3), dtype=torch.uint8)
     how = Preprocessing((2, 3), (0.5,), (0.5,))

@@ -39,6 +39,7 @@ def test_runs_once_then_is_recorded_once_for_each_shape(records, monkeypatch):
         return (lambda x: calls.append("replay") or [2 * x.tensor]) if records else None
 
     monkeypatch.setattr(replay, "recorded", pretend)
+    monkeypatch.setattr(replay, "watched", lambda work, inputs: (work(*inputs), False))
     double = Replay(work)
     for n in range(3):
         assert double(pretending(torch.tensor([float(n)])))[0].item() == 2 * n
@@ -50,6 +51,7 @@ def test_runs_once_then_is_recorded_once_for_each_shape(records, monkeypatch):
 
 def test_what_fails_at_first_is_not_recorded_the_next_time(monkeypatch):
     monkeypatch.setattr(replay, "recorded", None)
+    monkeypatch.setattr(replay, "watched", lambda work, inputs: (work(*inputs), False))
     outcomes = [torch.OutOfMemoryError("no room"), None]
 
     def work(x: Any) -> list[Tensor]:
@@ -61,6 +63,34 @@ def test_what_fails_at_first_is_not_recorded_the_next_time(monkeypatch):
     with pytest.raises(torch.OutOfMemoryError):
         double(pretending(torch.ones(1)))
     double(pretending(torch.ones(1)))
+
+
+def test_what_waits_is_never_recorded(monkeypatch):
+    monkeypatch.setattr(replay, "recorded", None)
+    monkeypatch.setattr(replay, "watched", lambda work, inputs: (work(*inputs), True))
+    double = Replay(lambda x: [2 * x.tensor])
+    for n in range(4):
+        assert double(pretending(torch.tensor([float(n)])))[0].item() == 2 * n
+
+
+def test_where_memory_runs_out_recordings_are_let_go(monkeypatch):
+    monkeypatch.setattr(replay, "recorded", lambda work, inputs: work)
+    room = [True]
+
+    def watched(work: Any, inputs: Any) -> Any:
+        if not room[0]:
+            raise torch.OutOfMemoryError("no room")
+        return work(*inputs), False
+
+    monkeypatch.setattr(replay, "watched", watched)
+    double = Replay(lambda x: [2 * x.tensor])
+    for _ in range(2):
+        double(pretending(torch.ones(3)))
+    assert double._by_shape
+    room[0] = False
+    with pytest.raises(torch.OutOfMemoryError):
+        double(pretending(torch.ones(2)))
+    assert not double._by_shape
 
 
 @needs_gpu
@@ -75,14 +105,20 @@ def test_a_gpu_replays_what_it_recorded():
 
 
 @needs_gpu
-def test_a_gpu_goes_on_where_work_cannot_be_recorded():
+def test_a_gpu_goes_on_where_work_cannot_be_recorded(monkeypatch):
+    monkeypatch.setattr(replay, "recorded", None)
     x = torch.ones(2, device="cuda")
-    stream = torch.cuda.current_stream()
-    assert recorded(lambda x: [x * x.sum().item()], [x]) is None
-    assert torch.cuda.current_stream() == stream
     asks = Replay(lambda x: [x * x.sum().item()])
     for n in range(4):
         assert asks(n * x)[0].tolist() == [2 * n * n] * 2
+    assert torch.randn(1, device="cuda").isfinite()
+    assert torch.cuda.get_sync_debug_mode() == 0
+
+
+@needs_gpu
+def test_what_would_hold_more_memory_than_is_left_is_not_recorded(monkeypatch):
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (0, 1))
+    assert recorded(lambda x: [x.repeat(1 << 20)], [torch.ones(8, device="cuda")]) is None
 
 
 @needs_gpu
