@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from pbu_cli.architecture import Architecture, Shapes, infer, infer_as
 from pbu_cli.checkpoint import Checkpoint
 from pbu_cli.description import Description
-from pbu_cli.errors import CheckpointError, ImageError, InvalidUsage, printable
+from pbu_cli.errors import CheckpointError, ImageError, InvalidUsage, is_out_of_memory, printable
 from pbu_cli.model import build, load
 
 DIFFERENCES_SHOWN = 4
@@ -96,9 +96,9 @@ def try_out(network: Network, channels: int, size: tuple[int, int], *, flagged: 
     subject = f"--arch {printable(network.name)}" if own else network.name
     try:
         logits = network.module(images)
-    except torch.OutOfMemoryError:
-        raise
     except (Exception, SystemExit) as error:  # torch raises nearly anything, user code anything
+        if is_out_of_memory(error):
+            raise
         advice = "--channels, if it takes others" if own else "leave --channels away"
         kind = CheckpointError if own else InvalidUsage if flagged else ImageError
         raise kind(

@@ -201,7 +201,7 @@ def test_a_list_may_come_from_excel_and_a_name_that_is_none_is_an_error(pbu, dig
     listed.write_bytes(f"{image},3\nno\0name.png,3\n".encode())
     done = pbu(*command, listed)
     assert done.code == 4, done.err
-    assert "1 of 2 images" in done.err
+    assert "1 of 2 images" in done.err or "NUL" in done.err  # up to Python 3.10 csv refuses it
     done = pbu(*command, "x" * 5000)
     assert done.code == 4
     assert "not foreseen" not in done.err

@@ -179,3 +179,13 @@ def test_images_that_a_network_does_not_take_are_one_line(flagged, error):
     assert try_out(network, 3, (32, 32), flagged=flagged) == network
     with pytest.raises(error, match="--size"):
         try_out(network, 3, (8, 8), flagged=flagged)
+
+
+def test_memory_that_runs_out_is_no_fault_of_the_images():
+    """torch says so on a CPU with a RuntimeError."""
+
+    def full(logits: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9")
+
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        try_out(own(Odd(full)), 3, (8, 8), flagged=True)
