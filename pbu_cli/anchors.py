@@ -334,8 +334,8 @@ class Company:
         return stability(answers, self._reference, self._forgotten).item()
 
     def draw(self, count: int) -> tuple[Tensor, ...]:
-        """So many anchors, by chance, for `meet`: inputs, answers, features; and what the step
-        before last told forget images from anchors by."""
+        """For `meet`: so many anchors by chance, their inputs, answers and features at theta*; and
+        what told forget images from anchors when last looked for."""
         anchors = self._anchors
         index = torch.randint(len(anchors.inputs), (count,), generator=self._draw)
         index = index.to(anchors.inputs.device, non_blocking=True)  # a GPU is not waited for
@@ -344,7 +344,8 @@ class Company:
 
     @property
     def fits(self) -> bool:
-        """Whether the next `meet` looks again for what tells forget images from anchors."""
+        """Whether the next `meet` looks again for what tells forget images from anchors, by its own
+        and recent ones."""
         return self._steps % REFIT == 0
 
     def meet(
@@ -357,10 +358,8 @@ class Company:
         distance: Tensor,
     ) -> tuple[Tensor, ...]:
         """The model's answers to forget inputs [n, *shape], [n, c]; what to add to the loss; the
-        drift of the answers to the anchors that `draw` gave, nats; and, to be seen after the step,
-        the input of the head for both.
-
-        The same for all inputs, but where it `fits`.
+        drift of the answers to the anchors that `draw` gave, nats; and for `see`, the input of the
+        head for both. Where it `fits` it does more, and is nothing to record (`replay.py`).
         """
         count = len(inputs)
         with listening(self._model, self._head) as heard:

@@ -85,15 +85,21 @@ def unlearn(
         zero = torch.zeros((), device=device)
 
         def move(
-            inputs: Tensor, labels: Tensor, kept: Tensor, alpha: Tensor, rate: Tensor, *anchors: Any
+            inputs: Tensor,
+            labels: Tensor,
+            before: Tensor,
+            alpha: Tensor,
+            rate: Tensor,
+            *anchors: Any,
         ) -> list[Tensor]:
-            """One step; the loss, the odds, the drift, and what `company` is to see."""
+            """One step on these alone, so that a GPU can have it recorded: the loss, the odds, the
+            drift, and what `company` is to see."""
             if company is None:
-                answers, beside, still, *seen = model(inputs), zero, None
+                answers, beside, of_anchors, *seen = model(inputs), zero, None
             else:
-                answers, beside, still, *seen = company.meet(inputs, *anchors)
+                answers, beside, of_anchors, *seen = company.meet(inputs, *anchors)
             odds = objective.log_odds(answers, images.forgotten)
-            drift = objective.stability(answers, kept, images.forgotten)
+            drift = objective.stability(answers, before, images.forgotten)
             if bounded:
                 above = objective.excess_odds(odds, schedule.tau)
                 below = objective.excess_odds(-odds, 1 - schedule.tau)
@@ -102,7 +108,8 @@ def unlearn(
                 loss = alpha * objective.log_likelihood(answers, labels)
             loss = loss + beside
             descent.step(loss, rate)
-            return [t.detach() for t in (loss, odds, drift if still is None else still, *seen)]
+            drift = drift if of_anchors is None else of_anchors
+            return [t.detach() for t in (loss, odds, drift, *seen)]
 
         replay = Replay(move)
         broke = torch.zeros((), dtype=torch.int64, device=device)  # the first step to go wrong
