@@ -7,6 +7,7 @@ twice as long, and the Fisher pass, whose rules look at channels one by one, a t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -23,9 +24,11 @@ def put_channels_last(model: nn.Module, channels: int, size: tuple[int, int]) ->
     kernels. Only its rounding changes.
     """
     kernels = [parameter for parameter in model.parameters() if parameter.dim() == 4]
-    held = [t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())]
-    alone = all(held.count(k.untyped_storage().data_ptr()) == 1 for k in kernels)
-    if not kernels or kernels[0].device.type != "cpu" or min(size) <= SMALL or not alone:
+    if not kernels or kernels[0].device.type != "cpu" or min(size) <= SMALL:
+        return
+    everything = (*model.parameters(), *model.buffers())
+    uses = Counter(tensor.untyped_storage().data_ptr() for tensor in everything)
+    if any(uses[kernel.untyped_storage().data_ptr()] > 1 for kernel in kernels):
         return
     images = torch.rand(2, channels, *size, generator=torch.Generator().manual_seed(0))
     try:

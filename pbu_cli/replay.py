@@ -80,8 +80,9 @@ def recorded(work: Work, inputs: Sequence[Tensor]) -> Work | None:
                 before = torch.cuda.memory_reserved()
                 results = work(*places)
         except RuntimeError:
-            torch.cuda.set_stream(stream)  # which torch leaves as it is where a recording fails
             return None
+        finally:
+            torch.cuda.set_stream(stream)  # torch stays on its own where a recording fails
         if torch.cuda.mem_get_info()[0] < torch.cuda.memory_reserved() - before:
             return None
 

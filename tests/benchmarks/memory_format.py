@@ -1,7 +1,7 @@
 """`python -m tests.benchmarks.memory_format`: what channels last are worth on this CPU.
 
 Time of a forward pass and of a step of fused Adam with the kernels' channels last, over that with
-torch's own order: in turn, medians of so many rounds. One thread unless OMP_NUM_THREADS says more.
+torch's own order: in turn, medians of so many rounds.
 """
 
 from __future__ import annotations
@@ -58,7 +58,9 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
+    torch.set_num_threads(given.threads)
     torch.manual_seed(0)
     table = Table("model", "forward, s", "channels last", "step, s", "channels last")
     for name in given.models:
