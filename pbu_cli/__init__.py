@@ -13,26 +13,26 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from pbu_cli.checkpoint import read as read_checkpoint
-    from pbu_cli.evaluation import evaluate
-    from pbu_cli.fisher import fisher_diagonal
-    from pbu_cli.forget_set import ForgetSet
-    from pbu_cli.network import load_network
+    from pbu_cli.evaluation.evaluate import evaluate
+    from pbu_cli.fisher.diagonal import fisher_diagonal
+    from pbu_cli.io.checkpoint import read as read_checkpoint
+    from pbu_cli.models.load import load_network
+    from pbu_cli.models.parameter_groups import trained_parameters
     from pbu_cli.settings import Preprocessing, Schedule, Weights
-    from pbu_cli.stages import trained_parameters
-    from pbu_cli.unlearning import unlearn
+    from pbu_cli.unlearning.forget_set import ForgetSet
+    from pbu_cli.unlearning.loop import unlearn
 
 _HOMES = {
-    "ForgetSet": ("forget_set", "ForgetSet"),
+    "ForgetSet": ("unlearning.forget_set", "ForgetSet"),
     "Preprocessing": ("settings", "Preprocessing"),
     "Schedule": ("settings", "Schedule"),
     "Weights": ("settings", "Weights"),
-    "evaluate": ("evaluation", "evaluate"),
-    "fisher_diagonal": ("fisher", "fisher_diagonal"),
-    "load_network": ("network", "load_network"),
-    "read_checkpoint": ("checkpoint", "read"),
-    "trained_parameters": ("stages", "trained_parameters"),
-    "unlearn": ("unlearning", "unlearn"),
+    "evaluate": ("evaluation.evaluate", "evaluate"),
+    "fisher_diagonal": ("fisher.diagonal", "fisher_diagonal"),
+    "load_network": ("models.load", "load_network"),
+    "read_checkpoint": ("io.checkpoint", "read"),
+    "trained_parameters": ("models.parameter_groups", "trained_parameters"),
+    "unlearn": ("unlearning.loop", "unlearn"),
 }
 
 __all__ = [

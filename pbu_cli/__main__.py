@@ -9,8 +9,8 @@ import sys
 from contextlib import suppress
 from typing import NoReturn
 
+from pbu_cli.cli.signals import install_handlers
 from pbu_cli.errors import Stopped, is_out_of_memory
-from pbu_cli.signals import heed
 
 # Objects made and kept until Python looks for garbage among them. torch's import makes nearly two
 # hundred thousand, all of which stay; to look as often as by default takes a fifth of its time.
@@ -24,9 +24,9 @@ def main() -> None:
         if getattr(sys, closed) is None:
             setattr(sys, closed, open(os.devnull, "w"))  # noqa: PTH123, SIM115
     try:
-        heed()
+        install_handlers()
         code = run(sys.argv[1:])
-    except Stopped as stopped:  # before `run` could heed it, or after
+    except Stopped as stopped:  # before `run` could install_handlers it, or after
         sys.stderr.write(f"error: {stopped}\n")
         code = stopped.exit_code
     _leave(code)
@@ -49,8 +49,8 @@ def _leave(code: int) -> NoReturn:
 def run(arguments: list[str]) -> int:
     """The exit code of one command line. An error is one line on stderr and, with `--json`, the
     one document on stdout."""
-    from pbu_cli.cli import app
-    from pbu_cli.console import Screen, error_document, error_line, silence
+    from pbu_cli.cli.app import app
+    from pbu_cli.cli.console import Screen, error_document, error_line, silence
     from pbu_cli.errors import CriterionNotMet, PbuError
 
     def failed(message: str, code: int) -> int:

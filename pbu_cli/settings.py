@@ -5,6 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+# Imported for their registration with Pillow: Image.open would else load all of its plugins.
+from PIL import (  # noqa: F401
+    BmpImagePlugin,
+    ExifTags,
+    Image,
+    ImageFile,
+    ImageOps,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
+
 from pbu_cli.errors import InvalidUsage
 
 Estimator = Literal["empirical", "exact", "mc"]
@@ -119,3 +133,22 @@ NORMALISATIONS: dict[str, tuple[tuple[float, float, float], tuple[float, float, 
     "unit range": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
     "raw 0-255": ((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255)),
 }
+
+
+SMALL = 96  # pixels; networks for images up to this size are trained without a margin ...
+
+
+@dataclass(frozen=True)
+class InputOptions:
+    """What the user said about network and images; None or empty is for pbu to infer."""
+
+    arch: str | None = None
+    labels: tuple[str, ...] = ()
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    size: tuple[int, int] | None = None
+    channels: int | None = None
+    device: str = "auto"
+    batch_size: int = 256
+    skip_bad: bool = False
+    deterministic: bool = False

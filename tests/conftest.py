@@ -1,4 +1,4 @@
-"""What several test files share: a real small case, trained once, and the data of ../shared."""
+"""What several test files share: a real small prepared, trained once, and the data of ../shared."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from pbu_cli.__main__ import run
-from pbu_cli.demo import DemoFiles, train, write_checkpoint, write_digits
-from pbu_cli.folders import list_groups, split_by_subfolder
-from pbu_cli.images import decode
-from tests.archives import unpack
+from pbu_cli.benchmark.demo_digits import DemoFiles, train, write_checkpoint, write_digits
+from pbu_cli.data.decoding import decode
+from pbu_cli.data.image_folders import list_groups, split_by_subfolder
+from tests.measure.archives import unpack
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -1,1 +1,4 @@
-"""Every method on every class and seed, the table of it, and the paper's own figures beside."""
+"""Every method on every class and seed, from data sets and freshly trained networks to a table.
+
+No command but `benchmark` and `demo` uses anything of this folder.
+"""

@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from pbu_cli import __version__
-from pbu_cli.baselines import NAMES
+from pbu_cli.benchmark.methods import NAMES
+from pbu_cli.cli.options import IMAGES, NETWORK, OUTPUT, Device, Json, Quiet, pixels_of
 from pbu_cli.errors import InvalidUsage, printable
-from pbu_cli.options import IMAGES, NETWORK, OUTPUT, Device, Json, Quiet, pixels_of
 from pbu_cli.settings import SCHEMA
 
 if TYPE_CHECKING:
-    from pbu_cli.benchmark.cells import Cell
-    from pbu_cli.benchmark.grid import Plan
-    from pbu_cli.console import Screen
+    from pbu_cli.benchmark.protocol import BenchmarkPlan
+    from pbu_cli.benchmark.result_store import Cell
+    from pbu_cli.cli.console import Screen
+
 
 CAPTIONS = (
     "A_Df, A_Dr: percent on the test split, mean and standard deviation over the seeds; the",
@@ -112,16 +113,17 @@ def benchmark(
     """Compare pbu with other methods: same originals, same images, same measurements."""
     chosen = _methods(methods)
     pixels = pixels_of(size)
-    from pbu_cli.benchmark.grid import Plan, check_place
-    from pbu_cli.benchmark.picture import draw
-    from pbu_cli.benchmark.scoreboard import document, marks, summarise, table
-    from pbu_cli.case import choose_device
-    from pbu_cli.console import Screen
-    from pbu_cli.evidence import parse_label
-    from pbu_cli.files import check_output, write_text
-    from pbu_cli.training.candidate import choose
-    from pbu_cli.training.datasets import load, resized
-    from pbu_cli.training.recipe import recipe_for
+    from pbu_cli.benchmark.datasets import load, resized
+    from pbu_cli.benchmark.networks import choose
+    from pbu_cli.benchmark.originals import check_place
+    from pbu_cli.benchmark.plot import draw
+    from pbu_cli.benchmark.protocol import BenchmarkPlan
+    from pbu_cli.benchmark.table import document, marks, summarise, table
+    from pbu_cli.benchmark.training import recipe_for
+    from pbu_cli.cli.console import Screen
+    from pbu_cli.data.label_inference import parse_label
+    from pbu_cli.io.atomic_files import check_output, write_text
+    from pbu_cli.runtime.device import choose_device
 
     if plot is not None:
         check_output(plot, force=True, suffix=".svg")
@@ -146,7 +148,7 @@ def benchmark(
         recipe = replace(recipe, epochs=epochs)
     named = [text.strip() for text in classes.split(",")]
     labels = [parse_label(text, "--classes", data.classes, len(data.classes)) for text in named]
-    plan = Plan(
+    plan = BenchmarkPlan(
         data,
         candidate,
         recipe,
@@ -187,7 +189,7 @@ def benchmark(
     )
 
 
-def _worked(screen: Screen, plan: Plan) -> Iterator[Cell]:
+def _worked(screen: Screen, plan: BenchmarkPlan) -> Iterator[Cell]:
     """The cells as they come; a bar over the whole grid, and a line for each that was computed."""
     from pbu_cli.benchmark.grid import run
 
@@ -222,7 +224,7 @@ def _worked(screen: Screen, plan: Plan) -> Iterator[Cell]:
             yield cell
 
 
-def _introduce(screen: Screen, plan: Plan) -> None:
+def _introduce(screen: Screen, plan: BenchmarkPlan) -> None:
     data, recipe = plan.dataset, plan.recipe
     counts = f"{len(data.train.labels):,} training, {len(data.test.labels):,} test"
     screen.note("images", counts, f"{data.name}, {len(data.classes)} classes")
@@ -247,7 +249,7 @@ def _methods(text: str) -> tuple[str, ...]:
     return tuple(name for name in NAMES if name in names)
 
 
-def _heading(plan: Plan) -> dict[str, Any]:
+def _heading(plan: BenchmarkPlan) -> dict[str, Any]:
     data = plan.dataset
     return {
         "schema": SCHEMA,
@@ -269,7 +271,7 @@ def _heading(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _class_name(plan: Plan, label: int) -> str:
+def _class_name(plan: BenchmarkPlan, label: int) -> str:
     name = plan.dataset.classes[label]
     return name if name == str(label) else f"{label} {name}"
 

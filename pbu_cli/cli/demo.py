@@ -11,9 +11,9 @@ from typing import Annotated
 
 import typer
 
-from pbu_cli.cli.session import conclude, heading, opened
+from pbu_cli.cli.options import Device, Force, Json, Quiet
+from pbu_cli.cli.session import finish, heading, open_session
 from pbu_cli.errors import CriterionNotMet, InvalidUsage, PbuError
-from pbu_cli.options import Device, Force, Json, Quiet
 
 
 def demo(
@@ -26,13 +26,13 @@ def demo(
     quiet: Quiet = False,
 ) -> None:
     """Train a small network on real digits, then run fisher, unlearn and evaluate on it."""
-    from pbu_cli import demo as digits
-    from pbu_cli.case import choose_device
-    from pbu_cli.cli import app
-    from pbu_cli.folders import list_groups, split_by_subfolder
-    from pbu_cli.images import decode
+    from pbu_cli.benchmark import demo_digits as digits
+    from pbu_cli.cli.app import app
+    from pbu_cli.data.decoding import decode
+    from pbu_cli.data.image_folders import list_groups, split_by_subfolder
+    from pbu_cli.runtime.device import choose_device
 
-    screen, log = opened(as_json, quiet)
+    screen, log = open_session(as_json, quiet)
     if output.exists() and (not output.is_dir() or any(output.iterdir())) and not force:
         raise InvalidUsage(f"{output}: not empty; name another folder with --output, or --force")
     try:
@@ -77,4 +77,4 @@ def demo(
         if failure:
             break
     document = {**heading("demo", log), "output": str(output), "commands": documents}
-    conclude(screen, document, failure)
+    finish(screen, document, failure)

@@ -10,10 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pbu_cli.cli.session import Log, conclude, heading, opened
-from pbu_cli.errors import InvalidUsage
-from pbu_cli.measures import MEASURES
-from pbu_cli.options import (
+from pbu_cli.cli.options import (
     IMAGES,
     NETWORK,
     Arch,
@@ -33,14 +30,18 @@ from pbu_cli.options import (
     Size,
     SkipBad,
     Std,
-    wanted_of,
+    input_options,
 )
+from pbu_cli.cli.session import Log, finish, heading, open_session
+from pbu_cli.errors import InvalidUsage
+from pbu_cli.evaluation.measures import MEASURES
 
 if TYPE_CHECKING:
-    from pbu_cli.audit import Audited
-    from pbu_cli.case import Wanted
-    from pbu_cli.console import Screen
-    from pbu_cli.evaluation import Comparison
+    from pbu_cli.audit.run import Audited
+    from pbu_cli.cli.console import Screen
+    from pbu_cli.evaluation.compare import Comparison
+    from pbu_cli.settings import InputOptions
+
 
 CONTROL = (
     "head mask: the original with the forgotten logit at minus infinity. It forgets nothing and",
@@ -109,12 +110,12 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Measure what is forgotten and what is kept, beside the original and a free control."""
-    from pbu_cli.console import percent
-    from pbu_cli.criteria import DAMAGE, parse, unmet
-    from pbu_cli.recording import check_appendable, record_evaluation
+    from pbu_cli.cli.console import percent
+    from pbu_cli.evaluation.requirements import DAMAGE, parse, unmet
+    from pbu_cli.records.writer import check_appendable, record_evaluation
 
-    screen, log = opened(as_json, quiet)
-    wanted = wanted_of(
+    screen, log = open_session(as_json, quiet)
+    options = input_options(
         arch, label, mean, std, size, channels, device, batch_size, skip_bad, deterministic
     )
     if record is not None:
@@ -125,12 +126,13 @@ def evaluate(
         raise InvalidUsage(
             f"{f'--require {strict[0]}' if strict else '--members'}: only measured with --audit"
         )
-    from pbu_cli.evaluation import compare, scored
+    from pbu_cli.evaluation.compare import compare
+    from pbu_cli.evaluation.evaluate import scored
 
     comparison = compare(
         checkpoint,
         forget,
-        wanted,
+        options,
         log,
         retain=retain,
         original=original,
@@ -158,7 +160,7 @@ def evaluate(
         "Accuracy per class (%)",
         ("class", *(s.name for s in result.scores)),
         [
-            (result.subject.class_name(c), *(percent(s.per_class.get(c)) for s in result.scores))
+            (result.loaded.class_name(c), *(percent(s.per_class.get(c)) for s in result.scores))
             for c in classes
         ],
     )
@@ -166,11 +168,11 @@ def evaluate(
         "Where the forget images go (%)",
         ("answered", *(s.name for s in result.scores)),
         [
-            (result.subject.class_name(c), *(f"{s.answers.get(c, 0):.2f}" for s in result.scores))
+            (result.loaded.class_name(c), *(f"{s.answers.get(c, 0):.2f}" for s in result.scores))
             for c in sorted({c for s in result.scores for c in s.answers})
         ],
     )
-    audited = _audit(comparison, members, wanted, seed, screen, log) if audit else ()
+    audited = _audit(comparison, members, options, seed, screen, log) if audit else ()
     found = {s.name: {"A_Df": s.a_df, "A_Dr": s.a_dr} for s in result.scores}
     for one in audited:
         found[one.name] |= {key: estimate.value for key, estimate in one.measures.items()}
@@ -187,17 +189,17 @@ def evaluate(
     if record is not None:
         record_evaluation(
             record,
-            {role: subject.checkpoint for role, subject in comparison.subjects.items()},
-            device=result.subject.device,
+            {role: loaded.checkpoint for role, loaded in comparison.loaded_models.items()},
+            device=result.loaded.device,
             arch=arch,
             document={
                 **document,
-                "settings": {**vars(wanted), "seed": seed, "audit": audit},
+                "settings": {**vars(options), "seed": seed, "audit": audit},
                 "require": require or [],
             },
         )
         screen.line(f"wrote {record}")
-    conclude(
+    finish(
         screen,
         document,
         f"{checkpoint}: {'; '.join(failed)}" if failed else "",
@@ -207,15 +209,15 @@ def evaluate(
 def _audit(
     comparison: Comparison,
     members: list[str] | None,
-    wanted: Wanted,
+    options: InputOptions,
     seed: int,
     screen: Screen,
     log: Log,
 ) -> tuple[Audited, ...]:
-    from pbu_cli.audit import audit, read_members
-    from pbu_cli.tables import audit_tables
+    from pbu_cli.audit.run import audit, read_members
+    from pbu_cli.cli.audit_tables import audit_tables
 
-    known = read_members(members, comparison.case, wanted, log) if members else None
+    known = read_members(members, comparison.prepared, options, log) if members else None
     names = list(comparison.answers)
     with screen.progress("auditing", len(names)) as bar:
         audited = audit(

@@ -6,8 +6,7 @@ import os
 from math import prod
 from typing import Any
 
-from pbu_cli.cli.session import beside, case_of, finish_dry, heading, opened
-from pbu_cli.options import (
+from pbu_cli.cli.options import (
     Arch,
     BatchSize,
     Channels,
@@ -29,8 +28,9 @@ from pbu_cli.options import (
     Size,
     SkipBad,
     Std,
-    wanted_of,
+    input_options,
 )
+from pbu_cli.cli.session import beside, finish_dry, heading, open_session, prepare_inputs
 from pbu_cli.settings import SAFETENSORS
 
 
@@ -58,37 +58,38 @@ def fisher(
     quiet: Quiet = False,
 ) -> None:
     """Measure the Fisher diagonal of the forget images and write it to a file."""
-    from pbu_cli.commands import measure_fisher, timed
-    from pbu_cli.files import check_output, claimed
-    from pbu_cli.fisher_file import write_fisher
+    from pbu_cli.cli.session import stopwatch
+    from pbu_cli.fisher.fisher_file import write_fisher
+    from pbu_cli.io.atomic_files import check_output, exclusive_output
+    from pbu_cli.pipeline.fisher import measure_fisher
 
-    screen, log = opened(as_json, quiet)
-    wanted = wanted_of(
+    screen, log = open_session(as_json, quiet)
+    options = input_options(
         arch, label, mean, std, size, channels, device, batch_size, skip_bad, deterministic
     )
     place = output or beside(checkpoint, ".fisher.safetensors")
     if os.access(checkpoint, os.R_OK):  # else that is what to say
         check_output(place, force=force, sources=(checkpoint,), suffix=SAFETENSORS)
-    lap = timed()
-    case = case_of(checkpoint, forget, wanted, layers, log, screen)
-    shapes = case.subject.checkpoint.shapes
-    count = sum(prod(shapes[name]) for name in case.trained)
+    lap = stopwatch()
+    prepared = prepare_inputs(checkpoint, forget, options, layers, log, screen)
+    shapes = prepared.loaded.checkpoint.shapes
+    count = sum(prod(shapes[name]) for name in prepared.trained)
     check_output(place, force=force, sources=(checkpoint,), size=4 * count, suffix=SAFETENSORS)
     if dry_run:
         finish_dry(screen, log, "fisher", place)
         return
     loading = lap()
-    images = len(case.images.pixels)
-    with claimed(place, force=force):
+    images = len(prepared.images.pixels)
+    with exclusive_output(place, force=force):
         with screen.progress("Fisher", images) as bar:
             diagonal = measure_fisher(
-                case, estimator, draws=draws, seed=seed, done=lambda n: bar(n, "")
+                prepared, estimator, draws=draws, seed=seed, done=lambda n: bar(n, "")
             )
         measuring = lap()
-        write_fisher(place, case, diagonal, estimator, draws, seed)
+        write_fisher(place, prepared, diagonal, estimator, draws, seed)
     total = sum(value.cpu().double().sum().item() for value in diagonal.values())
     blocks: dict[str, list[str]] = {}
-    for name in case.trained:
+    for name in prepared.trained:
         blocks.setdefault(".".join(name.split(".")[:-1][:2]) or name, []).append(name)
     rows = [
         _block_row(block, [diagonal[n] for n in inner], total) for block, inner in blocks.items()
@@ -106,7 +107,7 @@ def fisher(
             "output": str(place),
             "estimator": estimator,
             "images": images,
-            "skipped": len(case.images.bad),
+            "skipped": len(prepared.images.bad),
             "parameters": count,
             "trace": total,
             "seconds": {"load": loading, "fisher": measuring},

@@ -1,23 +1,39 @@
-"""What every command does alike: what is said as it runs, the case, the document, the end."""
+"""What every command does alike: what is said as it runs, the prepared, the document, the end."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pbu_cli import __version__
 from pbu_cli.errors import CriterionNotMet
+from pbu_cli.inputs.prepare import UnlearningInputs
 from pbu_cli.settings import SCHEMA
 
 if TYPE_CHECKING:
-    from pbu_cli.case import Case, Wanted
-    from pbu_cli.console import Screen
+    from pbu_cli.cli.console import Screen
+    from pbu_cli.inputs.prepare import UnlearningInputs
+    from pbu_cli.settings import InputOptions
 
 
-def opened(as_json: bool, quiet: bool) -> tuple[Screen, Log]:
-    from pbu_cli.console import Screen
+def stopwatch() -> Callable[[], float]:
+    """A stopwatch: seconds since the last reading."""
+    last = time.perf_counter()
+
+    def lap() -> float:
+        nonlocal last
+        now = time.perf_counter()
+        seconds, last = now - last, now
+        return seconds
+
+    return lap
+
+
+def open_session(as_json: bool, quiet: bool) -> tuple[Screen, Log]:
+    from pbu_cli.cli.console import Screen
 
     screen = Screen(as_json=as_json, quiet=quiet)
     return screen, Log(screen)
@@ -41,24 +57,30 @@ class Log:
         self._screen.note(what, value, source)
 
 
-def case_of(
-    checkpoint: Path, forget: list[str], wanted: Wanted, layers: str, log: Log, screen: Screen
-) -> Case:
-    from pbu_cli.case import assemble, load_subject
+def prepare_inputs(
+    checkpoint: Path,
+    forget: list[str],
+    options: InputOptions,
+    layers: str,
+    log: Log,
+    screen: Screen,
+) -> UnlearningInputs:
+    from pbu_cli.inputs.loaded_model import load_model
+    from pbu_cli.inputs.prepare import assemble
 
-    subject = load_subject(checkpoint, wanted, log)
+    loaded = load_model(checkpoint, options, log)
     with screen.progress("decoding", None) as bar:
-        case = assemble(
-            subject,
+        prepared = assemble(
+            loaded,
             forget,
-            wanted,
+            options,
             log,
             layers=layers,
             stdin=getattr(sys.stdin, "buffer", None),
             decoding=lambda count: bar(count, "images"),
         )
-    log.warn(case.warnings)
-    return case
+    log.warn(prepared.warnings)
+    return prepared
 
 
 def beside(checkpoint: Path, ending: str) -> Path:
@@ -70,9 +92,9 @@ def finish_dry(screen: Screen, log: Log, command: str, place: Path) -> None:
     screen.document({**heading(command, log), "output": str(place), "dry_run": True})
 
 
-def conclude(screen: Screen, document: dict[str, Any], failure: str) -> None:
+def finish(screen: Screen, document: dict[str, Any], failure: str) -> None:
     """Print the document; where a criterion does not hold, with the error in it, and raise that."""
-    from pbu_cli.console import error_document
+    from pbu_cli.cli.console import error_document
 
     error = CriterionNotMet(failure)
     screen.document({**document, **(error_document(failure, error.exit_code) if failure else {})})

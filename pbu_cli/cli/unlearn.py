@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pbu_cli.cli.session import beside, case_of, conclude, finish_dry, heading, opened
-from pbu_cli.errors import InvalidUsage, PbuError, printable
-from pbu_cli.options import (
+from pbu_cli.cli.options import (
     LAYERS,
     Arch,
     BatchSize,
@@ -37,14 +35,16 @@ from pbu_cli.options import (
     Size,
     SkipBad,
     Std,
-    wanted_of,
+    input_options,
 )
+from pbu_cli.cli.session import beside, finish, finish_dry, heading, open_session, prepare_inputs
+from pbu_cli.errors import InvalidUsage, PbuError, printable
 from pbu_cli.settings import DEEP, FAST, FORGOTTEN, LEAST_ANCHORS, SAFETENSORS
 
 if TYPE_CHECKING:
-    from pbu_cli.case import Case
-    from pbu_cli.commands import Unlearned
-    from pbu_cli.console import Screen
+    from pbu_cli.cli.console import Screen
+    from pbu_cli.inputs.prepare import UnlearningInputs
+    from pbu_cli.pipeline.unlearn import Unlearned
 
 
 def _shown(weight: str) -> str:
@@ -168,13 +168,16 @@ def unlearn(
     quiet: Quiet = False,
 ) -> None:
     """Make the checkpoint forget the class and write the sanitized weights."""
-    from pbu_cli.commands import check_anchors, inputs_made, measure_fisher, sanitise, timed
-    from pbu_cli.files import check_output, claimed
-    from pbu_cli.fisher_file import read_fisher
-    from pbu_cli.recording import check_places, record_unlearning, summary
+    from pbu_cli.cli.session import stopwatch
+    from pbu_cli.fisher.fisher_file import read_fisher
+    from pbu_cli.io.atomic_files import check_output, exclusive_output
+    from pbu_cli.pipeline.anchors import check_anchors, inputs_made
+    from pbu_cli.pipeline.fisher import measure_fisher
+    from pbu_cli.pipeline.unlearn import unlearn_and_write
+    from pbu_cli.records.writer import check_places, record_unlearning, summary
 
-    screen, log = opened(as_json, quiet)
-    wanted = wanted_of(
+    screen, log = open_session(as_json, quiet)
+    options = input_options(
         arch, label, mean, std, size, channels, device, batch_size, skip_bad, deterministic
     )
     preset = FAST if fast or delta == 0 else DEEP
@@ -208,23 +211,23 @@ def unlearn(
     if os.access(checkpoint, os.R_OK):  # else that is what to say
         check_output(place, force=force, sources=inputs, suffix=SAFETENSORS)
         check_places(record, record_key, place, force=force, taken=(checkpoint, *inputs))
-    lap = timed()
-    case = case_of(checkpoint, forget, wanted, layers, log, screen)
-    shapes = case.subject.checkpoint.shapes
-    count = sum(prod(shapes[name]) for name in case.trained)
-    log("trains", f"{count:,} parameters in {len(case.trained)} tensors", f"--layers {layers}")
-    tensors = case.subject.checkpoint.tensors.values()
+    lap = stopwatch()
+    prepared = prepare_inputs(checkpoint, forget, options, layers, log, screen)
+    shapes = prepared.loaded.checkpoint.shapes
+    count = sum(prod(shapes[name]) for name in prepared.trained)
+    log("trains", f"{count:,} parameters in {len(prepared.trained)} tensors", f"--layers {layers}")
+    tensors = prepared.loaded.checkpoint.tensors.values()
     needed = sum(tensor.nbytes for tensor in tensors)
     check_output(place, force=force, sources=inputs, size=needed, suffix=SAFETENSORS)
     if anchors:
-        check_anchors(case, anchors, schedule)
-        said = case.subject.description
-        if before := sorted({*said.forgotten} - {*case.image_labels.tolist()}):
-            names = ", ".join(map(case.subject.class_name, before))
+        check_anchors(prepared, anchors, schedule)
+        said = prepared.loaded.description
+        if before := sorted({*said.forgotten} - {*prepared.image_labels.tolist()}):
+            names = ", ".join(map(prepared.loaded.class_name, before))
             log("forgotten before", names, f"{said.sources['forgotten']}: no anchors for them")
     diagonal: dict[str, Any] = {}
     if fisher is not None:
-        diagonal, estimator, draws = read_fisher(fisher, case, case.trained)
+        diagonal, estimator, draws = read_fisher(fisher, prepared, prepared.trained)
         log("Fisher", estimator, str(fisher))
     if dry_run:
         finish_dry(screen, log, "unlearn", place)
@@ -240,28 +243,28 @@ def unlearn(
         "layers": layers,
         "estimator": estimator,
         "draws": draws,
-        "wanted": vars(wanted),
+        "wanted": vars(options),
     }
-    with claimed(place, force=force):
+    with exclusive_output(place, force=force):
         if fisher is None and weights.beta > 0:
-            with screen.progress("Fisher", len(case.images.pixels)) as bar:
+            with screen.progress("Fisher", len(prepared.images.pixels)) as bar:
                 diagonal = measure_fisher(
-                    case, estimator, draws=draws, seed=seed, done=lambda n: bar(n, "")
+                    prepared, estimator, draws=draws, seed=seed, done=lambda n: bar(n, "")
                 )
         measuring = lap()
         with (
-            screen.progress("anchors", inputs_made(case, anchors, schedule)) as making,
+            screen.progress("anchors", inputs_made(prepared, anchors, schedule)) as making,
             screen.progress("unlearning", schedule.steps) as bar,
         ):
-            done = sanitise(
-                case,
+            done = unlearn_and_write(
+                prepared,
                 diagonal,
                 place,
                 weights=weights,
                 schedule=schedule,
                 anchors=anchors,
                 making=lambda n: making(n, ""),
-                run=summary(case, settings),
+                run=summary(prepared, settings),
                 seen=lambda p: bar(
                     p.seen.step, f"recognised {p.seen.recognised:5.1f} %  drift {p.seen.drift:.3f}"
                 ),
@@ -271,35 +274,37 @@ def unlearn(
             **heading("unlearn", log),
             "output": str(place),
             "settings": settings,
-            "images": len(case.images.pixels),
-            "skipped": len(case.images.bad),
+            "images": len(prepared.images.pixels),
+            "skipped": len(prepared.images.bad),
             "result": {**asdict(done), "forgotten": done.forgotten, "damage": vars(done.damage)},
             "seconds": {"load": loading, "fisher": measuring, "unlearn": unlearning},
         }
         if record is not None:
             try:
                 record_unlearning(
-                    record, record_key, case, place, fisher=fisher, arch=arch, document=document
+                    record, record_key, prepared, place, fisher=fisher, arch=arch, document=document
                 )
             except PbuError as error:
                 raise PbuError(f"{place}: written, but its record was not: {error}") from None
-    _show(screen, case, done, document["seconds"])
+    _show(screen, prepared, done, document["seconds"])
     for written in (place, record, record_key):
         if written is not None:
             screen.line(f"wrote {written}")
-    conclude(screen, document, _fault(place, done, max_damage))
+    finish(screen, document, _fault(place, done, max_damage))
 
 
-def _show(screen: Screen, case: Case, done: Unlearned, seconds: Mapping[str, float]) -> None:
-    name = case.subject.class_name
+def _show(
+    screen: Screen, prepared: UnlearningInputs, done: Unlearned, seconds: Mapping[str, float]
+) -> None:
+    name = prepared.loaded.class_name
     mirrored = []
     if done.mirrored is not None:
         joined = "joined" if done.mirrored.joined else "left out"
         share = f"{100 * done.mirrored.recognised:.0f} recognised for 100 images that are"
         mirrored = [f"mirror images {joined}: {share}"]
-    classes = ", ".join(name(c) for c in sorted(set(case.image_labels.tolist())))
+    classes = ", ".join(name(c) for c in sorted(set(prepared.image_labels.tolist())))
     screen.table(
-        f"Forgot class {classes}, measured on the {len(case.images.pixels)} forget images and the"
+        f"Forgot class {classes}, measured on the {len(prepared.images.pixels)} forget images and the"
         " file as written",
         ("", "before", "after"),
         (

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from pbu_cli.cli.session import conclude, heading, opened
-from pbu_cli.options import IMAGES, Json, Quiet
+from pbu_cli.cli.options import IMAGES, Json, Quiet
+from pbu_cli.cli.session import finish, heading, open_session
 
 
 def verify(
@@ -36,10 +36,10 @@ def verify(
     quiet: Quiet = False,
 ) -> None:
     """Compute every digest of a run record again and say what holds; 5 where something does not."""
-    from pbu_cli.recording import read_key
-    from pbu_cli.verification import verify as check
+    from pbu_cli.records.verifier import verify as check
+    from pbu_cli.records.writer import read_key
 
-    screen, log = opened(as_json, quiet)
+    screen, log = open_session(as_json, quiet)
     findings = check(
         record,
         None if record_key is None else read_key(record_key),
@@ -54,7 +54,7 @@ def verify(
         "A record shows what was run; it is no proof of deletion, and unsigned no proof of origin.",
     )
     failed = [f"{f.what}: {f.detail}" for f in findings if f.holds is False]
-    conclude(
+    finish(
         screen,
         {**heading("verify", log), "findings": [vars(f) for f in findings], "holds": not failed},
         f"{record}: {len(failed)} of {len(findings)} do not hold: {'; '.join(failed)}"

@@ -1,0 +1,246 @@
+"""The options that commands share, declared once, and what their text means.
+
+With `cli` the only importer of typer. No torch here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pbu_cli.errors import InvalidUsage, printable
+from pbu_cli.settings import Estimator
+
+if TYPE_CHECKING:
+    from pbu_cli.settings import InputOptions
+
+
+NETWORK, IMAGES, OUTPUT = "Network", "Images", "Output"  # panels of --help
+
+Checkpoint = Annotated[
+    Path, typer.Argument(metavar="CHECKPOINT", help="A .safetensors, .pt, .pth or .th file.")
+]
+Forget = Annotated[
+    list[str],
+    typer.Option(
+        metavar="DIR",
+        help="Folder of images of the class to forget; again for another class; - reads paths"
+        " from stdin.",
+        rich_help_panel=IMAGES,
+    ),
+]
+Arch = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|FILE.py:FUNCTION|pkg.mod:FUNCTION",
+        help="torchvision classifier, or a function that returns the module.",
+        show_default="from config.json, metadata or the tensors",
+        rich_help_panel=NETWORK,
+    ),
+]
+LabelFlag = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="CLASS",
+        help="Class to forget, index or name; once, or once for each --forget.",
+        show_default="from the folder's name or the model",
+        rich_help_panel=IMAGES,
+    ),
+]
+Mean = Annotated[
+    str | None,
+    typer.Option(
+        metavar="M,M,M",
+        help="Mean per channel, of pixels in [0, 1].",
+        show_default="from config, metadata or the images",
+        rich_help_panel=IMAGES,
+    ),
+]
+Std = Annotated[
+    str | None,
+    typer.Option(
+        metavar="S,S,S",
+        help="Standard deviation per channel.",
+        show_default="as --mean",
+        rich_help_panel=IMAGES,
+    ),
+]
+Size = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N|HxW",
+        help="Input size in pixels.",
+        show_default="from config, metadata or the images",
+        rich_help_panel=IMAGES,
+    ),
+]
+Channels = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=4,
+        help="Image channels.",
+        show_default="the network's",
+        rich_help_panel=IMAGES,
+    ),
+]
+SkipBad = Annotated[
+    bool,
+    typer.Option(
+        "--skip-bad",
+        help="Go on without unreadable images, and count them.",
+        rich_help_panel=IMAGES,
+    ),
+]
+Device = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|cpu|cuda|cuda:N|mps",
+        help="auto: CUDA, then MPS, then CPU.",
+        rich_help_panel=NETWORK,
+    ),
+]
+Deterministic = Annotated[
+    bool,
+    typer.Option(
+        "--deterministic",
+        help="The same bytes from the same run: one thread on a CPU, slower kernels on a GPU.",
+        rich_help_panel=NETWORK,
+    ),
+]
+BatchSize = Annotated[
+    int, typer.Option(min=1, help="Images per forward pass.", rich_help_panel=NETWORK)
+]
+Seed = Annotated[
+    int, typer.Option(min=0, max=2**63 - 1, help="Order of the images, and random draws.")
+]
+LAYERS = "stage|last|head|all|REGEX"
+Layers = Annotated[
+    str,
+    typer.Option(
+        metavar=LAYERS,
+        help="Which parameters: last stage, last stage and head, head, all, or a pattern in their"
+        " names.",
+    ),
+]
+EstimatorFlag = Annotated[
+    Estimator,
+    typer.Option(
+        help="Fisher diagonal: of the labels, of the model's own answers, or drawn from them."
+    ),
+]
+Draws = Annotated[int, typer.Option(min=1, help="Draws per image of --estimator mc.")]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FILE.safetensors",
+        help="Where to write.",
+        show_default="beside the checkpoint",
+        rich_help_panel=OUTPUT,
+    ),
+]
+Force = Annotated[
+    bool,
+    typer.Option(
+        "--force",
+        help="Replace an existing output; of unlearn it may be the checkpoint itself.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="One JSON document on stdout.", rich_help_panel=OUTPUT)
+]
+Quiet = Annotated[
+    bool,
+    typer.Option("--quiet", "-q", help="No progress and no notes.", rich_help_panel=OUTPUT),
+]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", help="Infer, check and report; write nothing.", rich_help_panel=OUTPUT
+    ),
+]
+Record = Annotated[
+    Path | None,
+    typer.Option(
+        "--record",
+        metavar="FILE.json",
+        help="Where to record what was run, on what, and what came out.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+RecordKey = Annotated[
+    Path | None,
+    typer.Option(
+        "--record-key",
+        metavar="FILE",
+        help="Where to keep the key of the record's digest of the forget set; keep it apart.",
+        show_default="discarded",
+        rich_help_panel=OUTPUT,
+    ),
+]
+Require = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="A_Df<=X|A_Dr>=X|damage<=X|MEASURE~X",
+        help="Exit with 5 where this does not hold; may be repeated. ~X: within X of --retrained.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+
+
+def input_options(
+    arch: str | None,
+    labels: list[str] | None,
+    mean: str | None,
+    std: str | None,
+    size: str | None,
+    channels: int | None,
+    device: str,
+    batch_size: int,
+    skip_bad: bool,
+    deterministic: bool = False,
+) -> InputOptions:
+    from pbu_cli.settings import InputOptions
+
+    return InputOptions(
+        arch=arch,
+        labels=tuple(labels or ()),
+        mean=_numbers("--mean", mean),
+        std=_numbers("--std", std, positive=True),
+        size=pixels_of(size),
+        channels=channels,
+        device=device,
+        batch_size=batch_size,
+        skip_bad=skip_bad,
+        deterministic=deterministic,
+    )
+
+
+def _numbers(flag: str, text: str | None, *, positive: bool = False) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    sound = all(abs(number) < 1e6 and (number > 0 or not positive) for number in numbers)
+    if not numbers or not sound:
+        kind = "positive numbers" if positive else "numbers"
+        raise InvalidUsage(
+            f"{flag} {printable(text)}: expected {kind} such as 0.485,0.456,0.406, one a channel"
+        )
+    return numbers
+
+
+def pixels_of(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdecimal() and 1 <= int(part) <= 4096 for part in parts):
+        raise InvalidUsage(f"--size {printable(text)}: expected pixels such as 224 or 192x256")
+    return int(parts[0]), int(parts[-1])

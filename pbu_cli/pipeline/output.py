@@ -1,0 +1,70 @@
+"""The tensors of the output file, and the promises that they have to keep."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pbu_cli.errors import PbuError, printable
+from pbu_cli.inputs.loaded_model import LoadedModel
+from pbu_cli.io.safetensors_format import Tensors
+
+
+def names_in_file(loaded: LoadedModel, changed: list[str]) -> set[str]:
+    """Every name in the file of a parameter that changes: a tied one has several."""
+    module = loaded.network.module
+    named = dict(module.named_parameters())
+    memory = {named[name].data_ptr() for name in changed}
+    state = module.state_dict()
+    return {
+        name
+        for name in loaded.checkpoint.tensors
+        if name in changed or (name in state and state[name].data_ptr() in memory)
+    }
+
+
+def output_tensors(loaded: LoadedModel, changed: list[str]) -> Tensors:
+    state = loaded.network.module.state_dict()
+    names = names_in_file(loaded, changed)
+    return {
+        name: _stored_as(state[name].detach().cpu(), stored) if name in names else stored
+        for name, stored in loaded.checkpoint.tensors.items()
+    }
+
+
+def _stored_as(now: Tensor, stored: Tensor) -> Tensor:
+    """`now` in the stored dtype; float64 that float32 did not move keeps its last digits."""
+    return torch.where(now == stored.to(now.dtype), stored, now.to(stored.dtype)).contiguous()
+
+
+def check_promises(stored: Tensors, written: Tensors, changed: set[str]) -> None:
+    """Same names, shapes and dtypes; what was not to change bit-identical; all of it finite."""
+    faults = sorted(stored.keys() ^ written.keys())
+    for name in stored.keys() & written.keys():
+        before, after = stored[name], written[name]
+        same = before.shape == after.shape and before.dtype == after.dtype
+        if not same or (name not in changed and not _same_bytes(before, after)):
+            faults.append(name)
+        elif name in changed and not bool(after.float().isfinite().all()):
+            raise PbuError(
+                f"{printable(name)} overflows {after.dtype} after unlearning; nothing was written:"
+                " lower --alpha or start from a float32 checkpoint"
+            )
+    if faults:
+        raise PbuError(
+            f"{len(faults)} tensors would not have come out as promised, first"
+            f" {printable(faults[0])}; nothing was written: please report this"
+        )
+
+
+def _same_bytes(one: Tensor, other: Tensor) -> bool:
+    return torch.equal(
+        one.contiguous().reshape(-1).view(torch.uint8),
+        other.contiguous().reshape(-1).view(torch.uint8),
+    )
+
+
+def relative_distance(before: Tensors, after: Tensors, names: list[str]) -> float:
+    moved = sum((after[n].double() - before[n].double()).pow(2).sum().item() for n in names)
+    length = sum(before[n].double().pow(2).sum().item() for n in names)
+    return float((moved / length) ** 0.5) if length else 0.0

@@ -1,0 +1,105 @@
+"""`pbu verify`: every digest of a run record computed again, and what of it holds."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pbu_cli.data.decoding import decode
+from pbu_cli.data.image_folders import list_groups
+from pbu_cli.errors import CheckpointError, InvalidUsage
+from pbu_cli.io.checkpoint import fingerprint
+from pbu_cli.io.regular_files import sha256
+from pbu_cli.records.statement import LARGEST, digest_holds, entries, keyed_digest, read_record
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that a record says, and whether it holds; None: it cannot be known."""
+
+    what: str
+    holds: bool | None
+    detail: str
+
+
+def verify(
+    path: Path,
+    key: bytes | None = None,
+    forget: Sequence[str] = (),
+    stdin: BinaryIO | None = None,
+) -> list[Finding]:
+    """Check a record against itself and against the files that it names.
+
+    The forget set is checked where `key` and the folders `forget` are given. Raises
+    CheckpointError where the record is none, ImageError where the images cannot be read,
+    InvalidUsage where only one of `key` and `forget` is given.
+    """
+    record = read_record(path)
+    whole = digest_holds(record)
+    detail = "as it was written" if whole else "was changed after pbu wrote it"
+    found = [Finding("record", whole, detail)]
+    listed = entries(record)
+    # An evaluation names again what the run has named: the first role of a file stands for all.
+    files = {(e["path"], e["sha256"], e.get("tensors")): e for e in reversed(listed)}
+    for entry in reversed(files.values()):
+        found += _check_file(entry, path, replaced=_is_replaced(entry, listed[0]))
+    return [*found, *_check_forget_set(record["predicate"].get("forget_set"), key, forget, stdin)]
+
+
+def _is_replaced(entry: Mapping[str, Any], subject: Mapping[str, Any]) -> bool:
+    """Whether the run wrote its output over this input."""
+    return bool(entry["role"] == "input" and entry["path"] == subject["path"])
+
+
+def _check_file(entry: Mapping[str, Any], record: Path, *, replaced: bool) -> list[Finding]:
+    what = f"{entry['role']} {entry['path']}"
+    if replaced:
+        return [Finding(what, None, "replaced by the output, as --force asked for")]
+    path = record.parent / entry["path"]
+    try:
+        if "tensors" not in entry:
+            return [_compared(what, "sha256", sha256(path, LARGEST), entry["sha256"])]
+        found = fingerprint(path)
+    except OSError as error:
+        return [Finding(what, False, f"cannot be read: {error.strerror}")]
+    except CheckpointError as error:
+        return [Finding(what, False, str(error).removeprefix(f"{path}: "))]
+    return [
+        _compared(what, "sha256", found.sha256, entry["sha256"]),
+        _compared(what, "sha256 of the tensors", found.tensors, entry["tensors"]),
+    ]
+
+
+def _compared(what: str, kind: str, found: str, recorded: str) -> Finding:
+    if hmac.compare_digest(found, recorded):
+        return Finding(what, True, f"{kind} {found[:16]}...")
+    return Finding(what, False, f"{kind} is {found[:16]}..., recorded was {recorded[:16]}...")
+
+
+def _check_forget_set(
+    recorded: Mapping[str, Any] | None,
+    key: bytes | None,
+    forget: Sequence[str],
+    stdin: BinaryIO | None,
+) -> list[Finding]:
+    what = "forget set"
+    if (key is None) != (not forget):
+        raise InvalidUsage(
+            "--record-key and --forget: got one of them; the forget set is checked with both"
+        )
+    if recorded is None:
+        return [Finding(what, False, "the record has none to check")] if forget else []
+    if key is None:
+        reason = "its key was discarded" if recorded.get("key") == "discarded" else "needs its key"
+        return [Finding(what, None, f"{recorded['images']} images; {reason}, and the images")]
+    channels, *size = recorded["shape"]
+    images = decode(
+        list_groups(forget, stdin), channels=channels, size=(size[0], size[1]), skip_bad=True
+    ).pixels
+    if len(images) != recorded["images"]:
+        text = f"{len(images)} images, recorded were {recorded['images']}"
+        return [Finding(what, False, text)]
+    return [_compared(what, "keyed digest", keyed_digest(key, images), recorded["hmac_sha256"])]

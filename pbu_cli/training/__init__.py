@@ -1,1 +1,0 @@
-"""Data sets, fresh networks for them, and how originals are trained; for the benchmark alone."""

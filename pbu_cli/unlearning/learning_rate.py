@@ -1,0 +1,64 @@
+"""The learning rate: calibrated on the forget images, then scheduled by step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pbu_cli.settings import Schedule
+from pbu_cli.unlearning import objective
+from pbu_cli.unlearning.forget_set import ForgetSet
+
+
+def calibrated_rate(
+    model: nn.Module,
+    images: ForgetSet,
+    theta: Sequence[Tensor],
+    factors: list[float],
+    schedule: Schedule,
+    *,
+    from_even: bool = False,
+) -> float:
+    """The learning rate by which Adam's first `steps_to_goal` steps would reach the goal.
+
+    A step of sign descent at rate r lowers mean(o) by r * sum_i f_i |d mean(o) / d theta_i|, with
+    f the per-layer factors, so
+
+        r = mean relu(o - logit(tau)) / (steps_to_goal * sum_i f_i |d mean(o) / d theta_i|).
+
+    The excess is a mean over all forget images, the slope over at most `window` of them. 0 where
+    everything is forgotten already; with `from_even` it is at least what even odds (o = 0) would
+    have, for where the answers have forgotten the features may not.
+    """
+    odds = objective.log_odds(images.answers, images.forgotten)
+    excess = objective.excess_odds(odds, schedule.tau).item()
+    if from_even:
+        excess = max(excess, math.log(1 / schedule.tau - 1))
+    count = min(len(images), schedule.window)
+    sample = torch.linspace(0, len(images) - 1, count, device=images.labels.device).round().long()
+    slopes = [torch.zeros_like(parameter) for parameter in theta]
+    for index in sample.split(schedule.batch_size):
+        odds = objective.log_odds(model(images.inputs(index)), images.forgotten)
+        found = torch.autograd.grad(odds.sum() / count, theta, materialize_grads=True)
+        torch._foreach_add_(slopes, found)
+    slope = sum(f * s.abs().sum().item() for f, s in zip(factors, slopes, strict=True))
+    return excess / (schedule.steps_to_goal * slope) if slope > 0 else 0.0
+
+
+def rate_share(step: int, schedule: Schedule) -> float:
+    """The learning rate at a step, as a share of the full one: linearly up to 1 in `warm_up` steps,
+    then linearly to `last_rate`.
+
+    >>> schedule = Schedule(steps=100, warm_up=10, hold=0.6, last_rate=0.0)
+    >>> [rate_share(step, schedule) for step in (1, 10, 60, 80, 100)]
+    [0.1, 1.0, 1.0, 0.5, 0.0]
+    """
+    falls_after = round(schedule.hold * schedule.steps)
+    if step <= schedule.warm_up:
+        return step / schedule.warm_up
+    if step <= falls_after:
+        return 1.0
+    return 1 - (1 - schedule.last_rate) * (step - falls_after) / (schedule.steps - falls_after)

@@ -1,0 +1,193 @@
+"""Listing folders and lists of paths: order, groups, and what is passed over."""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from pbu_cli.data.decoding import decode
+from pbu_cli.data.image_folders import Group, list_groups, split_by_subfolder
+from pbu_cli.errors import ImageError, InvalidUsage
+from tests.data.test_decoding import listing, save
+
+
+def names(found: Group) -> list[str]:
+    assert found.root is not None
+    return [str(path.relative_to(found.root)) for path in found.paths]
+
+
+@given(order=st.permutations(range(8)), style=st.sampled_from(["absolute", "dots", "relative"]))
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_a_list_in_any_order_is_the_folder(tmp_path: Path, order: list[int], style: str) -> None:
+    stems = ["10", "9", "a/1", "a-b/1", "B/2", "ä", "z/z/z", "a/10"]
+    for stem in stems:
+        if not (tmp_path / f"{stem}.png").exists():
+            save(tmp_path / f"{stem}.png")
+    (folder,) = list_groups([str(tmp_path)])
+    base = {
+        "absolute": str(tmp_path),
+        "dots": f"{tmp_path}//./a/..",
+        "relative": os.path.relpath(tmp_path),
+    }[style]
+    lines = [f"{base}/{stems[index]}.png" for index in order]
+    (listed,) = list_groups(["-"], listing(*lines, *lines[:3]))
+    assert listed.paths == folder.paths
+    assert len(folder.paths) == 8
+    assert listed.name == ""
+
+
+def test_order_is_not_the_file_systems(tmp_path: Path) -> None:
+    stems = [f"{index:03d}" for index in range(60)]
+    random.Random(1).shuffle(stems)
+    for number, stem in enumerate(stems):
+        save(tmp_path / f"{stem}.png", Image.new("L", (1, 1), number))
+    (found,) = list_groups([str(tmp_path)])
+    assert names(found) == [f"{index:03d}.png" for index in range(60)]
+    values = decode([found], channels=1).pixels.flatten().tolist()
+    assert [stems[value] for value in values] == sorted(stems)
+
+
+def test_nested_folders_clutter_and_other_files(tmp_path: Path) -> None:
+    for name in ("b.png", "a/x.JPG", "a/deep/er/y.webp"):
+        save(tmp_path / name)
+    for name in (".DS_Store", "Thumbs.db", "._b.png", ".git/x.png", "__MACOSX/b.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("clutter")
+    (tmp_path / "labels.txt").write_text("8")
+    (tmp_path / "a" / "anim.gif").write_text("GIF89a")
+    (tmp_path / "folder.png").mkdir()
+    (found,) = list_groups([str(tmp_path)])
+    assert names(found) == ["a/deep/er/y.webp", "a/x.JPG", "b.png"]
+    assert [path.name for path in found.ignored] == ["anim.gif", "labels.txt"]
+    assert found.name == tmp_path.name
+
+
+@pytest.mark.parametrize("source", [".", "../class8", "./", ""])
+def test_names_of_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+    save(tmp_path / "class8" / "x.png")
+    monkeypatch.chdir(tmp_path / "class8")
+    if source:
+        assert list_groups([source])[0].name == "class8"
+    else:
+        with pytest.raises(ImageError, match="name is empty"):
+            list_groups([source])
+
+
+def test_a_linked_folder_is_named_as_the_user_names_it(tmp_path: Path) -> None:
+    save(tmp_path / "store" / "x.png")
+    (tmp_path / "class8").symlink_to("store")
+    (found,) = list_groups([str(tmp_path / "class8")])
+    assert found.name == "class8"
+    assert found.paths == (tmp_path.resolve() / "store" / "x.png",)
+
+
+def test_several_sources_keep_their_order(tmp_path: Path) -> None:
+    for name in ("9/a.png", "10/b.png", "3/c.png"):
+        save(tmp_path / name)
+    sources = [str(tmp_path / name) for name in ("9", "10", "3")]
+    assert [found.name for found in list_groups(sources)] == ["9", "10", "3"]
+
+
+@pytest.mark.parametrize("other", ["all", "all/8", "link", "-"])
+def test_one_image_in_two_sources(tmp_path: Path, other: str) -> None:
+    path = save(tmp_path / "all" / "8" / "x.png")
+    (tmp_path / "link").symlink_to("all")
+    sources = [str(tmp_path / "all"), other if other == "-" else str(tmp_path / other)]
+    with pytest.raises(ImageError, match=r"x\.png: in .*all and in"):
+        list_groups(sources, listing(path))
+
+
+def test_subfolders_as_groups(tmp_path: Path) -> None:
+    for name in ("2/a.png", "10/b.png", "10/more/c.png", "a-b/d.png"):
+        save(tmp_path / name)
+    (tmp_path / "10" / "notes.txt").write_text("")
+    (tmp_path / "labels.txt").write_text("")
+    (found,) = list_groups([str(tmp_path)])
+    inner = split_by_subfolder(found)
+    assert [g.name for g in inner] == ["10", "2", "a-b"]
+    assert [names(g) for g in inner] == [["b.png", "more/c.png"], ["a.png"], ["d.png"]]
+    assert [len(g.ignored) for g in inner] == [1, 0, 0]
+    assert sorted(p for g in inner for p in g.paths) == sorted(found.paths)
+    assert split_by_subfolder(inner[0]) == (inner[0],)  # an image of its own beside `more`
+
+
+def test_flat_folders_and_lists_do_not_split(tmp_path: Path) -> None:
+    path = save(tmp_path / "x.png")
+    save(tmp_path / "3" / "y.png")
+    (flat,) = list_groups([str(tmp_path)])
+    (listed,) = list_groups(["-"], listing(path))
+    assert split_by_subfolder(flat) == (flat,)
+    assert split_by_subfolder(listed) == (listed,)
+
+
+def test_a_list_may_end_lines_in_any_way(tmp_path: Path) -> None:
+    paths = [save(tmp_path / f"{index}.png").resolve() for index in range(3)]
+    for end in (b"\n", b"\r\n", b"\n\n", b"\0"):
+        assert list(list_groups(["-"], listing(*paths, end=end))[0].paths) == paths
+    newline = save(tmp_path / "a\nb.png").resolve()
+    assert list_groups(["-"], listing(newline, end=b"\0"))[0].paths == (newline,)
+
+
+def test_a_list_ignores_what_a_folder_ignores(tmp_path: Path) -> None:
+    path = save(tmp_path / "x.png")
+    lines = [tmp_path, path, tmp_path / ".DS_Store", tmp_path / "._x.png", tmp_path / "l.txt"]
+    (found,) = list_groups(["-"], listing(*lines))
+    assert found.paths == (path.resolve(),)
+    assert len(found.ignored) == 2
+
+
+@pytest.mark.parametrize(
+    ("sources", "stdin"), [(["-"], None), (["-", "-"], io.BytesIO(b"x.png\n"))]
+)
+def test_stdin_once_and_open(sources: list[str], stdin: io.BytesIO | None) -> None:
+    with pytest.raises(InvalidUsage, match="expected once"):
+        list_groups(sources, stdin)
+
+
+def test_nothing_to_forget(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "la\x1bbels.txt").write_text("")
+    file = save(tmp_path / "x.png")
+    for source, expected in (
+        (tmp_path / "empty", "empty: empty; expected PNG"),
+        (tmp_path / "other", r"nothing but 1 other files, first la\\x1bbels\.txt; expected PNG"),
+        (tmp_path / "nowhere", "No such file or directory; expected a folder of images, or -"),
+        (file, "Not a directory; expected a folder of images, or -"),
+        ("-", "stdin: empty; expected PNG"),
+        ("a" * 5000, "File name too long; expected a folder"),
+    ):
+        with pytest.raises(ImageError, match=expected):
+            list_groups([str(source)], io.BytesIO(b"\n"))
+
+
+def test_links_in_a_folder(tmp_path: Path) -> None:
+    target = save(tmp_path / "store" / "x.png")
+    folder = tmp_path / "forget"
+    folder.mkdir()
+    (folder / "link.png").symlink_to(target)
+    (folder / "dangling.png").symlink_to("nowhere.png")
+    (folder / "loop.png").symlink_to("loop.png")
+    (folder / "up").symlink_to("..")
+    (found,) = list_groups([str(folder)])
+    assert names(found) == ["dangling.png", "link.png", "loop.png"]
+    assert [path.name for path in found.ignored] == ["up"]
+    images = decode([found], channels=1, skip_bad=True)
+    assert len(images.pixels) == 1
+    assert "No such file" in images.bad[0].reason
+    assert "loop.png" in str(images.bad[1])
+
+
+def test_a_list_that_does_not_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pbu_cli.data.image_folders.MOST_LISTED", 1000)
+    with pytest.raises(ImageError, match="more than 1,000 bytes"):
+        list_groups(["-"], io.BytesIO(b"a.png\n" * 200))

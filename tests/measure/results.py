@@ -1,0 +1,168 @@
+"""The README's table of results: every row is `pbu unlearn` and `pbu evaluate` on real files.
+
+    python -m tests.measure.results                      # all rows, some 15 minutes on two cores
+    python -m tests.measure.results mnist --classes 8    # one of them
+    python -m tests.measure.results resnet20 --images 10 --seeds 3
+    python -m tests.measure.results original --classes 8 --flags --alpha 10 --max-damage 2
+
+Checkpoints and images come from ../shared. Forget images are of the training split, all or
+`--images` of them drawn by `--seeds`; the figures are of the test split. A line of JSON a run, and
+in the end a table of means over the seeds, with the worst class of each prepared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import random
+import statistics
+import tempfile
+import time
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pbu_cli.__main__ import run
+from tests.measure.archives import unpack
+
+ROOT = Path(__file__).resolve().parents[2]
+SHARED = ROOT.parent / "shared"
+CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship",
+                 "truck")  # fmt: skip
+CIFAR = ["--mean", "0.4914,0.4822,0.4465", "--std", "0.2470,0.2435,0.2616"]
+IMAGENET = ["--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225"]
+ARCH = str(ROOT / "tests" / "networks" / "cifar_resnet.py")
+# name -> (data, checkpoint, flags, classes)
+CASES: dict[str, tuple[str, str, list[str], list[int]]] = {
+    "mnist": ("mnist", "mnist_resnet34_fp16", [], [8, 2, 6, 4, 9]),
+    "original": (
+        "cifar10",
+        "cifar10_resnet20_original",
+        ["--arch", f"{ARCH}:resnet20", *CIFAR],
+        [0, 3, 8],
+    ),
+    **{
+        name: ("cifar10", f"cifar10_{name}", ["--arch", f"{ARCH}:{name}", *IMAGENET], [0, 3, 8])
+        for name in ("resnet20", "resnet32")
+    },
+}
+
+
+def pbu(*arguments: str) -> tuple[int, dict[str, Any]]:
+    """The exit code and the JSON document of one command line."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        code = run([*arguments, "--json", "--quiet"])
+    if code not in (0, 5):  # 5: measured and written, but not forgotten, or at too high a cost
+        raise SystemExit(f"pbu {' '.join(arguments)}: exit code {code}")
+    return code, json.loads(out.getvalue())
+
+
+def some_images(folder: Path, count: int, seed: int, place: Path) -> Path:
+    """A folder of `count` of the images, drawn by `seed`."""
+    chosen = random.Random(seed).sample(sorted(folder.iterdir()), count)
+    few = place / f"{count}-{seed}" / folder.name
+    few.mkdir(parents=True, exist_ok=True)
+    for path in chosen:
+        (few / path.name).symlink_to(path)
+    return few
+
+
+def row(
+    prepared: str, forgotten: int, data: Path, place: Path, images: int | None, seed: int,
+    flags: list[str], before: dict[str, Any] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """`before` is the row of another seed: the original's figures are the same."""
+    archive, name, own, _ = CASES[prepared]
+    checkpoint = str(SHARED / "checkpoints" / f"{name}.safetensors")
+    folder = str(forgotten) if archive == "mnist" else CIFAR_CLASSES[forgotten]
+    forget = data / archive / "train" / folder
+    if images is not None:
+        forget = some_images(forget, images, seed, place / prepared)
+    output = str(place / f"{prepared}-{forgotten}-{seed}.safetensors")
+    start = time.perf_counter()
+    code, done = pbu("unlearn", checkpoint, "--forget", str(forget), "-o", output, "--force",
+                     "--seed", str(seed), *own, *flags)  # fmt: skip
+    seconds = time.perf_counter() - start
+    test = data / archive / "test"
+    beside = [] if before else ["--original", checkpoint]
+    _, found = pbu("evaluate", output, *beside, "--forget", str(test / folder),
+                   "--retain", str(test), *own)  # fmt: skip
+    by_name = {score["name"]: score for score in found["scores"]}
+    return {
+        "case": prepared,
+        "class": forgotten,
+        "images": done["images"],
+        "seed": seed,
+        "original": before["original"]
+        if before
+        else [by_name["original"][key] for key in ("a_df", "a_dr")],
+        "mask": before["mask"] if before else by_name["original, head mask"]["a_dr"],
+        "result": [by_name["checkpoint"][key] for key in ("a_df", "a_dr")],
+        "damage": done["result"]["damage"],
+        "exit": code,
+        "stopped": done["result"]["reason"],
+        "seconds": seconds,
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> Table:
+    """Means over the seeds, with the standard deviation of A_Dr; in rows of one class each."""
+    shown = Table("case", "class", "images", "seeds", "A_Df before", "after, most", "A_Dr before",
+                  "after", "head mask", "estimated loss, most", "exit", "seconds")  # fmt: skip
+    worst: dict[str, tuple[float, int]] = {}
+    for (prepared, forgotten), each in groupby(rows, key=lambda row: (row["case"], row["class"])):
+        group = list(each)
+        (df0, dr0), after = group[0]["original"], [row["result"][1] for row in group]
+        mean = statistics.fmean(after)
+        spread = f" ± {statistics.stdev(after):.2f}" if len(after) > 1 else ""
+        worst[prepared] = min(worst.get(prepared, (1e9, 0)), (mean - dr0, forgotten))
+        shown.add_row(
+            prepared, str(forgotten), str(group[0]["images"]), str(len(group)), f"{df0:.2f}",
+            f"{max(row['result'][0] for row in group):.2f}", f"{dr0:.2f}", f"{mean:.2f}{spread}",
+            f"{group[0]['mask']:.2f}", f"{max(row['damage']['high'] for row in group):.1f}",
+            " ".join(sorted({str(row["exit"]) for row in group})),
+            f"{statistics.median(row['seconds'] for row in group):.1f}",
+        )  # fmt: skip
+    shown.caption = "; ".join(
+        f"{prepared}: worst class {forgotten}, {change:+.2f}"
+        for prepared, (change, forgotten) in worst.items()
+    )
+    return shown
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("cases", nargs="*", help=f"of {', '.join(CASES)}; all by default")
+    parser.add_argument("--classes", type=int, nargs="+")
+    parser.add_argument("--images", type=int)
+    parser.add_argument("--seeds", type=int, default=1, help="how many")
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--flags", nargs=argparse.REMAINDER, default=[], help="for pbu unlearn")
+    given = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        place = Path(scratch)
+        for prepared in given.cases or CASES:
+            archive = CASES[prepared][0]
+            data = place / "data"
+            if not (data / archive).exists():
+                unpack(SHARED / "data" / f"{archive}.tar.xz", data / archive)
+            for forgotten in given.classes or CASES[prepared][3]:
+                found = None
+                for seed in range(given.first_seed, given.first_seed + given.seeds):
+                    found = row(
+                        prepared, forgotten, data, place, given.images, seed, given.flags, found
+                    )
+                    print(json.dumps(found), flush=True)
+                    rows.append(found)
+    Console(width=140).print(table(rows))
+
+
+if __name__ == "__main__":
+    main()

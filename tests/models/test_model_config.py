@@ -1,0 +1,103 @@
+"""config.json and metadata: read where they make sense, refused by key where they do not."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pbu_cli.errors import CheckpointError
+from pbu_cli.models.model_config import Description, describe, metadata_with
+
+TIMM = {
+    "architecture": "resnet34",
+    "num_classes": 2,
+    "label_names": ["cat", "dog"],
+    "pretrained_cfg": {"mean": [0.1, 0.2, 0.3], "std": [1, 1, 1], "input_size": [3, 64, 48]},
+}
+
+
+def described(folder: Path, config: object, metadata: dict[str, str] | None = None) -> Description:
+    (folder / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
+    return describe(folder / "model.safetensors", metadata or {})
+
+
+def test_a_timm_config_is_read(tmp_path):
+    found = described(tmp_path, TIMM)
+    assert replace(found, sources={}) == Description(
+        "resnet34", 2, ("cat", "dog"), (0.1, 0.2, 0.3), (1.0, 1.0, 1.0), (64, 48)
+    )
+    assert set(found.sources.values()) == {"config.json"}
+
+
+def test_the_classes_of_what_it_was_fine_tuned_from_do_not_count(tmp_path):
+    config = {"num_classes": 2, "pretrained_cfg": {"num_classes": 1000}}
+    assert described(tmp_path, config).num_classes == 2
+    assert described(tmp_path, {"pretrained_cfg": {"num_classes": 1000}}).num_classes is None
+
+
+def test_metadata_stand_in_and_config_wins(tmp_path):
+    metadata = {"architecture": "resnet18", "mean": "[0.5]", "std": "[0.5]", "other": "x"}
+    assert describe(tmp_path / "m.safetensors", metadata).architecture == "resnet18"
+    both = described(tmp_path, {"architecture": "resnet34"}, metadata)
+    assert (both.architecture, both.mean) == ("resnet34", (0.5,))
+    assert (both.sources["architecture"], both.sources["mean"]) == (
+        "config.json", "checkpoint metadata",
+    )  # fmt: skip
+    assert describe(tmp_path / "no" / "m.safetensors", {}) == Description()
+
+
+def test_what_pbu_recorded_wins_over_config_and_the_metadata_of_others(tmp_path):
+    foreign = {"mean": "[0.1]", "std": "[0.1]", "forgotten": "[1]", "architecture": "resnet18"}
+    metadata = metadata_with(foreign, forgotten=[8], mean=[0.5], std=[0.25], input_size=[1, 8, 8])
+    config = {"mean": [0.2], "std": [0.2], "input_size": [1, 9, 9], "forgotten": [3],
+              "architecture": "resnet34"}  # fmt: skip
+    for found, architecture in (
+        (describe(tmp_path / "m.safetensors", metadata), "resnet18"),
+        (described(tmp_path, config, metadata), "resnet34"),
+    ):
+        assert (found.mean, found.std, found.size) == ((0.5,), (0.25,), (8, 8))
+        assert found.forgotten == (8,)
+        assert found.architecture == architecture
+    assert described(tmp_path, config).forgotten == ()
+
+
+def test_what_pbu_writes_it_reads_back(tmp_path):
+    metadata = metadata_with({"author": "x"}, forgotten=[8], mean=[0.5], std=[0.25])
+    assert metadata["author"] == "x"
+    found = describe(tmp_path / "m.safetensors", metadata)
+    assert (found.forgotten, found.mean, found.std) == ((8,), (0.5,), (0.25,))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "",
+        "{",
+        "[" * 100_000,
+        "[1]",
+        '{"architecture": "resnet34; rm -rf /"}',
+        '{"architecture": 3}',
+        '{"num_classes": "ten"}',
+        '{"num_classes": true}',
+        '{"label_names": "cat"}',
+        '{"label_names": [1]}',
+        '{"mean": "0.5"}',
+        '{"mean": [1e999]}',
+        '{"mean": [NaN]}',
+        '{"std": [0]}',
+        '{"std": []}',
+        '{"input_size": [3, 224]}',
+        '{"input_size": [3, 0, 1000000000]}',
+        " " * (1 << 21),
+    ],
+    ids=lambda config: config[:30],
+)
+def test_a_config_that_makes_no_sense_is_one_line(tmp_path, config):
+    with pytest.raises(CheckpointError) as caught:
+        described(tmp_path, config)
+    assert "\n" not in str(caught.value)
+    assert "config.json" in str(caught.value)
+    assert len(str(caught.value)) < 500
