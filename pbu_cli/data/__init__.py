@@ -1,4 +1,4 @@
-"""From folders of image files to tensors, and what the images tell of the label and the normalisation.
+"""From folders of image files to tensors; the normalisation and labels inferred from images.
 
-Which images a run reads, and what it does with them, is decided in `inputs` and `pipeline`.
+Which images a run reads and what it does with them is decided in `inputs` and `pipeline`.
 """

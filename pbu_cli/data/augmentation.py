@@ -1,4 +1,4 @@
-"""Copies of images: shifted, mirrored, and whether a network recognises the mirrored ones."""
+"""Shifted and mirrored copies of images, and how well a network recognises the mirrored ones."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from torch import Tensor
 
 
 def shifted(pixels: Tensor, copies: int, seed: int) -> Tensor:
-    """The images, then `copies` - 1 times each of them shifted by up to an eighth of its height
-    and width, the edge repeated. uint8 [n, k, h, w] -> [copies n, k, h, w].
+    """The images, followed by `copies` - 1 shifted copies of all of them.
 
-    A few images stand for a class better where each is seen at several places.
+    Each copy of each image is shifted by up to an eighth of its height and width, and the pixels at
+    the edge are repeated. A few images represent a class better where each is seen in several
+    positions. uint8 [n, k, h, w] -> [copies n, k, h, w].
 
     >>> shifted(torch.tensor([[[[1, 2]]]], dtype=torch.uint8), 3, seed=0).flatten()
     tensor([1, 2, 1, 2, 1, 2], dtype=torch.uint8)
@@ -23,34 +24,40 @@ def shifted(pixels: Tensor, copies: int, seed: int) -> Tensor:
         + torch.arange(size)
         for size in (h, w)
     )
-    rows[0], columns[0] = torch.arange(h), torch.arange(w)
+    rows[0], columns[0] = torch.arange(h), torch.arange(w)  # the first copies are not shifted
     rows, columns = rows.clamp(0, h - 1), columns.clamp(0, w - 1)
-    places = (torch.arange(n)[:, None, None], slice(None))
+    index = (torch.arange(n)[:, None, None], slice(None))
     moved = [
-        pixels[(*places, r[:, :, None], c[:, None, :])] for r, c in zip(rows, columns, strict=True)
+        pixels[(*index, r[:, :, None], c[:, None, :])] for r, c in zip(rows, columns, strict=True)
     ]
     return torch.cat([images.movedim(-1, 1) for images in moved])
 
 
-def recognised_mirrored(answers: Tensor, mirrored: Tensor, labels: Tensor) -> float:
-    """How many mirror images are given their class for each image that is, in the class where that
-    is least: about 1 for things that have no left and right, less for digits. Logits [n, c] twice,
-    labels [n].
+def recognised_mirrored(logits: Tensor, mirrored_logits: Tensor, labels: Tensor) -> float:
+    """Share of mirrored images recognised, relative to the unmirrored ones.
+
+    For each class it is the number of mirrored images recognised over the number of unmirrored
+    images recognised. Returns the smallest share of all classes, 0 for a class with no image
+    recognised. The share is about 1 for objects that have no left and right, and less for digits.
+    logits and mirrored_logits [n, c], labels [n].
 
     >>> digits = torch.eye(3)
     >>> recognised_mirrored(digits, digits[[0, 0, 2]], torch.arange(3))
     0.0
     """
-    known, still = (
-        torch.bincount(labels[found.argmax(dim=1) == labels], minlength=answers.shape[1])
-        for found in (answers, mirrored)
+    recognised, also_mirrored = (
+        torch.bincount(labels[z.argmax(dim=1) == labels], minlength=logits.shape[1])
+        for z in (logits, mirrored_logits)
     )
-    return float((still * (known > 0) / known.clamp(min=1))[labels.unique()].min())
+    shares = also_mirrored * (recognised > 0) / recognised.clamp(min=1)
+    return float(shares[labels.unique()].min())
 
 
 def augment(pixels: Tensor, pad: int, flip: bool, generator: torch.Generator) -> Tensor:
-    """Each image shifted by up to `pad` pixels both ways and, with `flip`, mirrored half of the
-    time. uint8 [n, k, h, w] -> the same shape.
+    """Random crops as in training: each image is shifted by up to `pad` pixels in both directions.
+
+    The pixels beyond the edge are black. With `flip`, each image is mirrored with probability 1/2.
+    uint8 [n, k, h, w] -> the same shape.
 
     >>> one = torch.tensor([[[[1, 2]]]], dtype=torch.uint8)
     >>> seen = {tuple(augment(one, 0, True, torch.Generator().manual_seed(s)).flatten().tolist())

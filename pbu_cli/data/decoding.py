@@ -1,11 +1,12 @@
-"""Groups of image files -> uint8 pixels, in the groups' order.
+"""Groups of image files -> uint8 pixels, in the order of the groups.
 
-PNG, JPEG, WebP, BMP and TIFF, told apart by content; of several frames or pages the first. Pixels
-come out as training pipelines have them (`convert("RGB")` of torchvision's ImageFolder and timm):
-alpha is dropped, not composited; grey is repeated, colour becomes luma; EXIF rotation is applied.
+PNG, JPEG, WebP, BMP and TIFF are recognised by their content. Of several frames or pages only the
+first is read. The pixels are those of training pipelines (`convert("RGB")` in torchvision's
+ImageFolder and in timm): alpha is dropped, not composited; grey is repeated; colour becomes luma;
+EXIF rotation is applied.
 
-What is in a file is not trusted: only regular files are open_session, and sizes are bounded before
-anything is decoded.
+Files are not trusted: only regular files are opened, and sizes are checked before anything is
+decoded.
 """
 
 from __future__ import annotations
@@ -21,20 +22,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-
-# Imported for their registration with Pillow: Image.open would else load all of its plugins.
-from PIL import (  # noqa: F401
-    BmpImagePlugin,
-    ExifTags,
-    Image,
-    ImageFile,
-    ImageOps,
-    JpegImagePlugin,
-    PngImagePlugin,
-    TiffImagePlugin,
-    UnidentifiedImageError,
-    WebPImagePlugin,
-)
 from torch import Tensor
 
 from pbu_cli.data.image_files import (
@@ -51,16 +38,19 @@ from pbu_cli.errors import ImageError, printable
 from pbu_cli.runtime.device import memory
 
 Result = TypeVar("Result")
-MOST_WORKERS = 16
-WORTH_A_THREAD = 2048  # bytes; of smaller files two threads decode fewer a second than one does
-MOST_AT_ONCE = 32  # images a task: a 28x28 PNG is decoded faster than a task is handed out
+MAX_WORKERS = 16
+MIN_BYTES_FOR_THREADS = 2048  # two threads decode smaller files more slowly than one does
+MAX_IMAGES_PER_TASK = 32  # a 28x28 PNG is decoded faster than a task is handed to a thread
 FAULTS_SHOWN = 3
 
 
 @dataclass(frozen=True)
 class DecodedImages:
-    """Decoded images: pixels uint8 [n, c, h, w]; group int64 [n], index into the groups; bad: the
-    files left out under --skip-bad."""
+    """Decoded images.
+
+    pixels: uint8 [n, c, h, w]. group: int64 [n], the index of each image's group. bad: the files
+    that --skip-bad left out.
+    """
 
     pixels: Tensor
     group: Tensor
@@ -68,11 +58,11 @@ class DecodedImages:
 
 
 def common_size(groups: Sequence[Group], workers: int | None = None) -> Size | None:
-    """(height, width) if all images share it after EXIF rotation, else None.
+    """(height, width) if all images have the same after EXIF rotation, else None.
 
-    Reads headers only; images whose header cannot be read are left to `decode`.
+    Only headers are read. Images whose header cannot be read are ignored; `decode` reports them.
     """
-    sizes = _two_sizes(groups, workers)
+    sizes = _first_two_sizes(groups, workers)
     return next(iter(sizes)) if len(sizes) == 1 else None
 
 
@@ -87,13 +77,15 @@ def decode(
 ) -> DecodedImages:
     """Decode all images to uint8 [n, channels, *size], group after group.
 
-    An image of that size is taken as it is. Any other is resized (bilinear, antialiased, aspect
-    kept) to cover the size, and the centre is kept; for sizes above 96 pixels with the margin of
-    the usual evaluation transform, resize to 256 and crop 224. Size None: the images' own, one
-    for all. 16-bit grey v becomes round(v / 257). `progress` hears how many images are done.
+    An image that has this size is not resized. Any other image is resized (bilinear, antialiased,
+    aspect ratio kept) to cover the size, and the centre is kept. Above 96 pixels, a margin is cut
+    off as in the usual evaluation transform: resize to 256, crop 224. size None: all images must
+    have one size, which is used. A 16-bit grey value v becomes round(v / 257). progress: called
+    with the number of images done so far.
 
-    Raises ImageError, with all faults counted and the first ones named, where an image cannot be
-    read (with `skip_bad`: where a group has none left), and where the total exceeds the memory.
+    Raises ImageError where an image cannot be read (with `skip_bad`: where no image of a group can
+    be), and where all images together exceed the memory. The message counts all faults and names
+    the first ones.
     """
     if channels not in MODES:
         raise ImageError(
@@ -105,7 +97,26 @@ def decode(
     shape = (len(paths), channels, height, width)
     _check_memory(shape)
     pixels = torch.empty(shape, dtype=torch.uint8)
+    faults = _decode_into(pixels, paths, workers, progress)
+    bad = tuple(faults.values())
+    _check_faults(groups, len(paths), bad, skip_bad)
+    good = [index for index in range(len(paths)) if index not in faults]
+    if bad:
+        for place, index in enumerate(good):  # in place: memory might not hold a copy
+            pixels[place] = pixels[index]
+    owners = torch.tensor([k for k, g in enumerate(groups) for _ in g.paths], dtype=torch.int64)
+    return DecodedImages(pixels[: len(good)], owners[good], bad)
+
+
+def _decode_into(
+    pixels: Tensor,
+    paths: Sequence[Path],
+    workers: int | None,
+    progress: Callable[[int], None] | None,
+) -> dict[int, Fault]:
+    """Decode each of `paths` into its image of `pixels` [n, c, h, w]; the faults by index."""
     view = pixels.numpy()
+    _, channels, height, width = pixels.shape
 
     def read(index: int) -> Fault | None:
         try:
@@ -121,12 +132,17 @@ def decode(
                 faults[index] = fault
             if progress is not None:
                 progress(index + 1)
+    return faults
 
-    bad = tuple(faults.values())
-    if bad and not skip_bad and len(bad) < len(paths):
+
+def _check_faults(
+    groups: Sequence[Group], count: int, bad: Sequence[Fault], skip_bad: bool
+) -> None:
+    """Raise ImageError if any of `count` images is bad; with `skip_bad`, if all of a group are."""
+    if bad and not skip_bad and len(bad) < count:
         raise ImageError(
-            f"{len(bad)} of {len(paths)} images cannot be read: {_first(bad)}; mend or remove"
-            " them, or pass --skip-bad to go on without them"
+            f"{len(bad)} of {count} images cannot be read: {_first(bad)}; repair or remove them, or"
+            " pass --skip-bad to leave them out"
         )
     for group in groups:
         members = set(group.paths)
@@ -136,16 +152,10 @@ def decode(
                 f"{printable(group.root or 'stdin')}: none of {len(inside)} images can be read:"
                 f" {_first(inside)}; expected {EXPECTED}"
             )
-    good = [index for index in range(len(paths)) if index not in faults]
-    if bad:
-        for place, index in enumerate(good):  # in place: a copy might not fit into memory
-            pixels[place] = pixels[index]
-    owners = torch.tensor([k for k, g in enumerate(groups) for _ in g.paths], dtype=torch.int64)
-    return DecodedImages(pixels[: len(good)], owners[good], bad)
 
 
-def _two_sizes(groups: Sequence[Group], workers: int | None) -> dict[Size, Path]:
-    """The first two sizes found, each with its first image; fewer if there are fewer."""
+def _first_two_sizes(groups: Sequence[Group], workers: int | None) -> dict[Size, Path]:
+    """At most the first two different sizes, each with the first image that has it."""
     paths = [path for group in groups for path in group.paths]
     sizes: dict[Size, Path] = {}
     with (
@@ -161,18 +171,19 @@ def _two_sizes(groups: Sequence[Group], workers: int | None) -> dict[Size, Path]
 
 
 def _own_size(groups: Sequence[Group], workers: int | None) -> Size:
-    sizes = _two_sizes(groups, workers)
+    """The one size of all images. Raises ImageError where they have different sizes."""
+    sizes = _first_two_sizes(groups, workers)
     if len(sizes) > 1:
         first, second = (f"{printable(p, 200)} {h}x{w}" for (h, w), p in sizes.items())
         raise ImageError(
             f"images of different sizes: {first}, {second} (height x width); expected one size, or"
             " --size to resize them to"
         )
-    return next(iter(sizes), (1, 1))  # no header can be read: `decode` names the images
+    return next(iter(sizes), (1, 1))  # no header can be read: `decode` then names the images
 
 
 def _check_memory(shape: tuple[int, ...]) -> None:
-    """ImageError if uint8 of this shape exceeds the memory of the machine or of the container."""
+    """Raise ImageError if uint8 of this shape exceeds the memory of the machine or container."""
     need = math.prod(shape)
     if need > memory():
         number, channels, height, width = shape
@@ -185,27 +196,30 @@ def _check_memory(shape: tuple[int, ...]) -> None:
 def _in_parallel(
     work: Callable[[int], Result], paths: Sequence[Path], workers: int | None
 ) -> Generator[Result, None, None]:
-    """work(0), work(1), ... for each of `paths`, in this order, by threads."""
-    workers, count = workers or _workers(paths), len(paths)
-    step = max(1, min(MOST_AT_ONCE, count // (4 * workers)))
+    """work(0), work(1), ... for each of `paths`, in this order, computed by threads."""
+    workers, count = workers or _default_workers(paths), len(paths)
+    step = max(1, min(MAX_IMAGES_PER_TASK, count // (4 * workers)))
     tasks = [range(start, min(start + step, count)) for start in range(0, count, step)]
     pool = ThreadPoolExecutor(workers)
     try:
         for results in pool.map(lambda task: [work(index) for index in task], tasks):
             yield from results
     finally:
-        pool.shutdown(cancel_futures=True)  # neither Ctrl-C nor an early end waits for the rest
+        pool.shutdown(cancel_futures=True)  # Ctrl-C and an early end do not wait for the rest
 
 
-def _workers(paths: Sequence[Path]) -> int:
-    """How many threads are worth it: Pillow decodes without the GIL, but takes turns for it at
-    every image, and of small ones that is most of the work."""
+def _default_workers(paths: Sequence[Path]) -> int:
+    """How many threads are worth using, judged by the sizes of some of the files.
+
+    Pillow decodes without the GIL but needs it briefly for every image, and with small images that
+    is most of the work.
+    """
     sizes = []
     for path in paths[:: max(1, len(paths) // 32)]:
-        with suppress(OSError, ValueError):  # `decode` says which file is none
+        with suppress(OSError, ValueError):  # `decode` reports files that cannot be read
             sizes.append(path.stat().st_size)
-    small = bool(sizes) and statistics.median(sizes) < WORTH_A_THREAD
-    return 1 if small else min(os.cpu_count() or 1, MOST_WORKERS)
+    small = bool(sizes) and statistics.median(sizes) < MIN_BYTES_FOR_THREADS
+    return 1 if small else min(os.cpu_count() or 1, MAX_WORKERS)
 
 
 def _first(faults: Sequence[Fault]) -> str:

@@ -1,7 +1,8 @@
 """Folders and lists of paths -> groups of image files, in a fixed order.
 
-The order is that of the paths' bytes, so neither the file system nor the order of a list matters.
-What is in a folder is not trusted: links to folders are not followed, and nothing is open_session here.
+The files of a group are sorted by the bytes of their paths, so neither the file system nor the
+order of a list has an effect. Folders are not trusted: links to folders are not followed, and no
+file is opened here.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from pbu_cli.errors import ImageError, InvalidUsage, printable
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff"}
 EXPECTED = "PNG, JPEG, WebP, BMP or TIFF images"
-MOST_LISTED = 1 << 28  # bytes of paths; a stream need not end
-# Made by file managers, unasked; the last two hold thumbnails or doubles of the images.
+MAX_LIST_BYTES = 1 << 28  # of a list of paths, because a stream may never end
+# Files and folders that file managers create. The last two hold thumbnails or copies of images.
 CLUTTER = {"thumbs.db", "desktop.ini", "__macosx", "@eadir"}
 
 
@@ -25,9 +26,9 @@ CLUTTER = {"thumbs.db", "desktop.ini", "__macosx", "@eadir"}
 class Group:
     """Images that share a label: those of one --forget source, or of one of its subfolders.
 
-    name: the folder's, evidence of the label; empty for a list on stdin. paths: absolute, in the
-    fixed order. root: the folder itself, None for a list. ignored: files that are no images by
-    their suffix, links to folders, FIFOs and the like.
+    name: the folder's name, from which the label is inferred; empty for a list on stdin. paths:
+    absolute, in the fixed order. root: the folder itself, None for a list. ignored: files without
+    the suffix of an image, links to folders, FIFOs and the like.
     """
 
     name: str
@@ -37,16 +38,19 @@ class Group:
 
 
 def list_groups(sources: Sequence[str], stdin: BinaryIO | None = None) -> tuple[Group, ...]:
-    """One group for each source: a folder, nested or not, or `-` for one path a line on stdin
-    (or paths ended by NUL, as `find -print0` writes them).
+    """One group for each source.
 
-    Raises ImageError where a source cannot be listed, holds no image, or shares one with another.
+    A source is a folder, whose subfolders are listed too, or `-` for paths on stdin: one on each
+    line, or each ended by NUL as `find -print0` writes them.
+
+    Raises ImageError where a source cannot be listed, holds no image, or holds an image that
+    another source holds too. Raises InvalidUsage where `-` cannot be read.
     """
     if "-" in sources and (stdin is None or list(sources).count("-") > 1):
         raise InvalidUsage(
             "- stands for the paths on stdin, for --forget alone; expected once, with stdin open"
         )
-    groups = tuple(_listed(stdin) if s == "-" and stdin else _folder(s) for s in sources)
+    groups = tuple(_from_list(stdin) if s == "-" and stdin else _from_folder(s) for s in sources)
     first: dict[Path, int] = {}
     for number, group in enumerate(groups):
         for path in group.paths:
@@ -59,37 +63,37 @@ def list_groups(sources: Sequence[str], stdin: BinaryIO | None = None) -> tuple[
 
 
 def split_by_subfolder(group: Group) -> tuple[Group, ...]:
-    """The first-level subfolders as groups, by name; the group alone unless every image is in one.
+    """The first-level subfolders as groups, by name; the group itself unless each image is in one.
 
-    A subfolder without images gives no group; what it holds is in `ignored` of the whole.
+    A subfolder without images gives no group; its files are only in `ignored` of the whole group.
     """
     root = group.root
     if root is None or any(path.parent == root for path in group.paths):
         return (group,)
 
-    def below(paths: Sequence[Path]) -> dict[str, list[Path]]:
+    def by_subfolder(paths: Sequence[Path]) -> dict[str, list[Path]]:
         found: dict[str, list[Path]] = {}
         for path in paths:
             found.setdefault(path.relative_to(root).parts[0], []).append(path)
         return found
 
-    images, ignored = below(group.paths), below(group.ignored)
+    images, ignored = by_subfolder(group.paths), by_subfolder(group.ignored)
     return tuple(
         Group(name, tuple(images[name]), root / name, tuple(ignored.get(name, ())))
         for name in sorted(images, key=os.fsencode)
     )
 
 
-def _folder(source: str) -> Group:
-    """The images anywhere below a folder. Links to files count as files of their own."""
+def _from_folder(source: str) -> Group:
+    """The images in a folder and all its subfolders. A link to a file counts as a file."""
     expected = "expected a folder of images, or - for one path a line on stdin"
-    if not source:  # an unset variable of the shell; realpath would take it for this folder
+    if not source:  # often an unset shell variable, which realpath takes for the current folder
         raise ImageError(f"the folder's name is empty; {expected}")
     root = Path(os.path.realpath(source))
     images: list[Path] = []
     ignored: list[Path] = []
     folders = [root]
-    for folder in folders:  # grows as it goes
+    for folder in folders:  # subfolders are appended while the loop runs
         try:
             with os.scandir(folder) as listing:
                 entries = [entry for entry in listing if not _is_clutter(entry.name)]
@@ -100,21 +104,21 @@ def _folder(source: str) -> Group:
             if entry.is_dir(follow_symlinks=False):
                 folders.append(path)
             elif _is_image(path) and (entry.is_symlink() or entry.is_file(follow_symlinks=False)):
-                images.append(path)  # a dangling link is a fault to report, not to pass over
+                images.append(path)  # a dangling link is kept, so that `decode` reports it
             else:
                 ignored.append(path)
     name = Path(source).name
     return _group(root.name if name in ("", "..") else name, images, root, ignored)
 
 
-def _listed(stdin: BinaryIO) -> Group:
-    """The images whose paths stdin lists; each path once."""
-    data = stdin.read(MOST_LISTED + 1)
-    if len(data) > MOST_LISTED:
-        raise ImageError(f"stdin: more than {MOST_LISTED:,} bytes; expected one path a line")
+def _from_list(stdin: BinaryIO) -> Group:
+    """The images whose paths stdin lists; each path counts once."""
+    data = stdin.read(MAX_LIST_BYTES + 1)
+    if len(data) > MAX_LIST_BYTES:
+        raise ImageError(f"stdin: more than {MAX_LIST_BYTES:,} bytes; expected one path a line")
     lines = data.split(b"\0") if b"\0" in data else data.split(b"\n")
     paths: set[Path] = set()
-    real: dict[Path, Path] = {}  # one look-up a folder, not one a file
+    real: dict[Path, Path] = {}  # resolved folders: one lookup for each folder, not for each file
     for line in lines:
         path = Path(os.fsdecode(line.removesuffix(b"\r")))
         if path.name and not _is_clutter(path.name):
@@ -127,8 +131,8 @@ def _listed(stdin: BinaryIO) -> Group:
 
 
 def _group(name: str, images: Iterable[Path], root: Path | None, ignored: Iterable[Path]) -> Group:
-    """The group in its fixed order; ImageError if there is no image in it."""
-    paths, others = (tuple(sorted(some, key=os.fsencode)) for some in (images, ignored))
+    """The group with its files in the fixed order. Raises ImageError where it has no image."""
+    paths, others = (tuple(sorted(files, key=os.fsencode)) for files in (images, ignored))
     if not paths:
         found = (
             f"nothing but {len(others)} other files, first {others[0].name}" if others else "empty"

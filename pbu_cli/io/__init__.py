@@ -1,4 +1,4 @@
-"""Files: regular files read whole, outputs written whole or not at all, JSON, pickles and checkpoints.
+"""Files on disk: regular files read whole, atomic writes, strict JSON, pickles and checkpoints.
 
-What the tensors of a checkpoint mean is the business of `models`.
+What the tensors of a checkpoint mean is decided in `models`.
 """

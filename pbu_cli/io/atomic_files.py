@@ -1,8 +1,8 @@
-"""Files, whatever is in them: read whole, written whole or not at all, by one run at a time.
+"""Write a file whole or not at all, and let only one run at a time write it.
 
-Reading opens regular files only and never waits. Writing goes through a temporary sibling that is
-synced and renamed, so that a name is at every instant the old file or the whole new one. What a
-killed run leaves beside its output is removed by the next run on that output.
+A write goes to a temporary file in the same folder, which is synced to disk and then renamed. So
+the output's name stands at every moment for the whole old file or the whole new one. Files that a
+killed run leaves beside its output are removed by the next run on that output.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from pbu_cli.errors import InvalidUsage, PbuError, printable
 
 try:
     import fcntl
-except ImportError:  # Windows: outputs are whole there too, but two runs on one are not kept apart
+except ImportError:  # Windows has no fcntl: writes are atomic there, but runs do not lock outputs
     fcntl = None  # type: ignore[assignment]
 
 
-NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # a file system that has none
-NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES)  # a folder that cannot be synced, or read
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # the file system has no locks
+NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES)  # the folder cannot be synced or read
 
-_unfinished: set[Path] = set()  # for `remove_partial`
+_unfinished: set[Path] = set()  # what `remove_partial` removes
 
 
 def check_output(
@@ -35,54 +35,55 @@ def check_output(
 ) -> None:
     """Refuse an output that cannot or must not be written, before any work is done.
 
-    `size` is what will be written, in bytes; the file it replaces stays until the new one is
-    whole, so that all of it has to be free. Raises InvalidUsage where the output exists without
-    `force`, is one of `sources`, ends in another suffix, or is no place for a file; PbuError where
-    it does not fit or may not be written.
+    size: how many bytes will be written. All of them must be free, because the file that is
+    replaced stays until the new one is whole. Raises InvalidUsage where the output exists without
+    `force`, is one of `sources`, does not end in `suffix`, or is not a place for a file. Raises
+    PbuError where it does not fit or may not be written.
     """
     try:
         _check_place(output, force, sources, size, suffix)
     except OSError as error:
-        raise _unwritable(output, error) from None
+        raise _cannot_write(output, error) from None
 
 
 @contextmanager
 def exclusive_output(output: Path, *, force: bool) -> Iterator[None]:
-    """Keep `output` for this run until the end of the `with`, and clean up after killed ones.
+    """Lock `output` for this run until the end of the `with`, and clean up after killed runs.
 
-    The claim is a locked sibling, so that it ends with the process however that ends. Raises
-    PbuError where another run holds it, InvalidUsage where `output` has come to exist meanwhile.
+    The lock is on a hidden file beside the output, so it ends with the process, however that ends.
+    Raises PbuError where another run holds it, InvalidUsage where `output` exists by now and
+    `force` is not given.
     """
-    lock = output.with_name(f".{output.name}.lock")
+    lock_path = output.with_name(f".{output.name}.lock")
     try:
-        held = _locked(lock)
+        lock = _open_locked(lock_path)
     except BlockingIOError:
         raise PbuError(
-            f"{printable(output)}: another run is about to write it; wait for that one, or choose"
+            f"{printable(output)}: another run is about to write it; wait for that run, or choose"
             " another output"
         ) from None
     except OSError as error:
-        raise _unwritable(output, error) from None
-    _unfinished.add(lock)
+        raise _cannot_write(output, error) from None
+    _unfinished.add(lock_path)
     try:
         _check_replaceable(output, force)
-        for stray in _temporaries(output):
+        for temporary in _leftover_temporaries(output):
             with suppress(OSError):
-                stray.unlink()
+                temporary.unlink()
         yield
     finally:
         with suppress(OSError):
-            lock.unlink()  # while it is held: whoever opens the name from here on makes a new file
-        os.close(held)
-        _unfinished.discard(lock)
+            lock_path.unlink()  # while it is locked: the next run then creates a new file
+        os.close(lock)
+        _unfinished.discard(lock_path)
 
 
 @contextmanager
 def atomic_write(output: Path) -> Iterator[Path]:
-    """A temporary sibling to write to, which becomes `output` at the end of the `with`.
+    """A temporary file to write to, which replaces `output` at the end of the `with`.
 
-    Where the body raises, nothing is left and `output` is as it was. The permissions of a file
-    that is replaced stay. Raises PbuError where the disk does not take it.
+    Where the body raises, the temporary file is removed and `output` is unchanged. A file that is
+    replaced keeps its permissions. Raises PbuError where the disk does not accept the file.
     """
     temporary = output.with_name(f".{output.name}.{secrets.token_hex(4)}.tmp")
     _unfinished.add(temporary)
@@ -94,7 +95,7 @@ def atomic_write(output: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.replace(output)
     except OSError as error:
-        raise _unwritable(output, error) from None
+        raise _cannot_write(output, error) from None
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -104,12 +105,12 @@ def atomic_write(output: Path) -> Iterator[Path]:
     except OSError as error:
         raise PbuError(
             f"{printable(output)}: written, but its folder could not be synced"
-            f" ({printable(error.strerror or error)}): a power cut may undo it"
+            f" ({printable(error.strerror or error)}): a power cut may undo the write"
         ) from None
 
 
 def write_text(output: Path, text: str, *, private: bool = False) -> None:
-    """Write a text as UTF-8, whole or not at all; `private`: for its owner's eyes alone."""
+    """Write a text as UTF-8, whole or not at all. private: only its owner may read the file."""
     with atomic_write(output) as temporary:
         mode = 0o600 if private else 0o666
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
@@ -118,7 +119,7 @@ def write_text(output: Path, text: str, *, private: bool = False) -> None:
 
 
 def remove_partial() -> None:
-    """Remove what is half-written. For a run that has to end at once: no `finally` runs then."""
+    """Remove unfinished files. For a process that has to end at once and runs no `finally`."""
     for path in list(_unfinished):
         with suppress(OSError):
             path.unlink()
@@ -134,7 +135,7 @@ def _check_place(
         raise InvalidUsage(f"{printable(folder)}: no such folder for the output; make it first")
     if output.is_dir():
         raise InvalidUsage(f"{shown}: is a folder; expected the name of a file to write")
-    if any(_same(source, output) for source in sources):
+    if any(_same_file(source, output) for source in sources):
         raise InvalidUsage(f"{shown}: output equal to input; name another file")
     _check_replaceable(output, force)
     if not os.access(folder, os.W_OK | os.X_OK):
@@ -143,11 +144,11 @@ def _check_place(
     if free < size:
         raise PbuError(
             f"{printable(folder)}: no space: {size / 1e6:.1f} MB needed, {free / 1e6:.1f} MB free;"
-            " free some or choose another output"
+            " free some space or choose another output"
         )
 
 
-def _same(one: Path, other: Path) -> bool:
+def _same_file(one: Path, other: Path) -> bool:
     return one.exists() and other.exists() and one.samefile(other)
 
 
@@ -158,39 +159,40 @@ def _check_replaceable(output: Path, force: bool) -> None:
         )
 
 
-def _unwritable(output: Path, error: OSError) -> PbuError:
+def _cannot_write(output: Path, error: OSError) -> PbuError:
     return PbuError(
-        f"{printable(output)}: cannot write: {printable(error.strerror or error)}; it is as it"
-        " was, and nothing is left behind: free space or choose another output"
+        f"{printable(output)}: cannot write: {printable(error.strerror or error)}; any old file is"
+        " unchanged and no partial file is left: free space or choose another output"
     )
 
 
-def _locked(lock: Path) -> int:
-    """A descriptor of a locked file of this name. Raises BlockingIOError where another has it.
+def _open_locked(path: Path) -> int:
+    """A descriptor of a new locked file of this name. Raises BlockingIOError where another process
+    holds the lock.
 
-    A file that a killed run has left is never used again, only locked and removed, so that
-    whatever stands under the name, a link to some other file say, is not touched.
+    A file that a killed run has left is locked and removed, but never used. So whatever else may
+    stand under the name, such as a link to another file, is not changed.
     """
     while True:
         with suppress(FileExistsError):
-            held = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-            if _lock_now(lock, held):
-                return held
+            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+            if _lock_or_close(path, lock):
+                return lock
             continue
         flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-        with suppress(FileNotFoundError):  # its run has ended meanwhile
-            held = os.open(lock, flags)
-            if _lock_now(lock, held):
-                lock.unlink()
-                os.close(held)
+        with suppress(FileNotFoundError):  # the run that held it has ended in the meantime
+            lock = os.open(path, flags)
+            if _lock_or_close(path, lock):
+                path.unlink()
+                os.close(lock)
 
 
-def _lock_now(lock: Path, descriptor: int) -> bool:
-    """Lock an open file; False, and closed, if the name stands for another file by now."""
+def _lock_or_close(path: Path, descriptor: int) -> bool:
+    """Lock an open file. If `path` no longer names this file, close it and return False."""
     try:
         if fcntl is not None:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(descriptor), lock.stat(follow_symlinks=False)):
+        if os.path.samestat(os.fstat(descriptor), path.stat(follow_symlinks=False)):
             return True
     except BlockingIOError:
         os.close(descriptor)
@@ -206,16 +208,16 @@ def _lock_now(lock: Path, descriptor: int) -> bool:
     return False
 
 
-def _temporaries(output: Path) -> list[Path]:
-    """What `atomic_write` of killed runs has left beside `output`."""
+def _leftover_temporaries(output: Path) -> list[Path]:
+    """The temporary files of `atomic_write` that killed runs have left beside `output`."""
     name = re.compile(rf"\.{re.escape(output.name)}\.[0-9a-f]{{8}}\.tmp")
-    with suppress(OSError):  # a folder that may be written to but not listed
+    with suppress(OSError):  # the folder may be writable but not readable
         return [path for path in output.parent.iterdir() if name.fullmatch(path.name)]
     return []
 
 
 def _sync_folder(path: Path) -> None:
-    """Make the new name last. Where folders cannot be synced at all, or not read, nothing can."""
+    """Sync the new name to disk. Does nothing where folders cannot be synced or read."""
     folder = -1
     try:
         folder = os.open(path, os.O_RDONLY)

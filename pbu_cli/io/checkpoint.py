@@ -1,13 +1,15 @@
-"""Checkpoints and Fisher files on disk: read, digest, write.
+"""Checkpoints and Fisher files on disk: read them and compute their digests.
 
-Reading trusts nothing: tensors come through safetensors or `torch.load(weights_only=True)`, and
-names and metadata are data, never code. What is written is read back before it gets its name.
+The files are not trusted. Tensors come from safetensors or from `torch.load(weights_only=True)`,
+and names and metadata are data, never code.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -20,86 +22,87 @@ from pbu_cli.io.torch_pickle import PICKLE_SUFFIXES, unpickle
 from pbu_cli.runtime.device import memory
 
 PREFIXES = ("module.", "_orig_mod.", "model.")
-MOST_SHARED = 4  # times that the tensors of a file may be larger than it: tied weights are
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint as it stands on disk.
-
-    `tensors` are in the file's own dtypes, under their names less `prefix` (`module.` of a
-    DataParallel checkpoint, `_orig_mod.` of a compiled one); `stored_names` puts it back. `sha256`
-    is of the bytes that these tensors were read from.
-    """
-
-    path: Path
-    tensors: Tensors
-    prefix: str
-    metadata: dict[str, str]
-    sha256: str = ""
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Tensor names and shapes: what architecture inference works on."""
-        return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
-
-    def stored_names(self, tensors: Tensors) -> Tensors:
-        """The same tensors under the names that the file itself uses."""
-        return {self.prefix + name: tensor for name, tensor in tensors.items()}
-
-    @property
-    def fingerprint(self) -> Fingerprint:
-        """Of the file that these tensors were read from, whatever lies there by now."""
-        return Fingerprint(self.sha256, digest(self.stored_names(self.tensors)))
-
-    def under(self, prefix: str) -> Checkpoint:
-        """The same with `prefix`, a part of its own, taken off the stored names and no more."""
-        stored = self.stored_names(self.tensors)
-        return replace(
-            self, tensors={n.removeprefix(prefix): t for n, t in stored.items()}, prefix=prefix
-        )
-
-
-def read(path: Path) -> Checkpoint:
-    """Read a checkpoint: `.safetensors`, or `.pt/.pth/.th` as tensors only.
-
-    Raises CheckpointError where the file is missing, empty, truncated, of another format, holds
-    anything but tensors, or holds a NaN or an infinity.
-    """
-    content = _content(path)
-    tensors, metadata = _parsed(path, content)
-    prefix = _common_prefix(tensors)
-    tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    broken = [name for name, t in tensors.items() if t.is_floating_point() and not _all_finite(t)]
-    if broken:
-        raise CheckpointError(
-            f"{printable(path)}: NaN or infinity in {len(broken)} of {len(tensors)} tensors, first"
-            f" {printable(broken[0])}; expected finite weights: restore an earlier checkpoint"
-        )
-    return Checkpoint(path, tensors, prefix, metadata, hashlib.sha256(content).hexdigest())
-
-
-def read_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
-    """All tensors and the string metadata of a file, names and dtypes as stored."""
-    return _parsed(path, _content(path))
+MAX_EXPANSION = 4  # tensors may be this many times as large as their file: tied weights share bytes
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """sha256 of a file's bytes, and of the tensors in it alone, as `digest` has it."""
+    """The sha256 of a file's bytes, and the `digest` of its tensors under their stored names."""
 
     sha256: str
     tensors: str
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint as it was read from disk.
+
+    stored: the tensors under the names and in the dtypes of the file. prefix: what all stored
+    names have before the module's own names, such as `module.` of a DataParallel checkpoint or
+    `_orig_mod.` of a compiled one. sha256: of the bytes that the tensors were read from.
+    """
+
+    path: Path
+    stored: Tensors
+    prefix: str
+    metadata: dict[str, str]
+    sha256: str = ""
+
+    @cached_property
+    def tensors(self) -> Tensors:
+        """The tensors under the module's names: the stored names without the prefix."""
+        return {name.removeprefix(self.prefix): tensor for name, tensor in self.stored.items()}
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes by the module's names, which the architecture is inferred from."""
+        return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+
+    @cached_property
+    def fingerprint(self) -> Fingerprint:
+        """The fingerprint of the file as it was read; the file on disk may have changed since."""
+        return Fingerprint(self.sha256, digest(self.stored))
+
+    def stored_names(self, tensors: Mapping[str, Tensor]) -> Tensors:
+        """Tensors under the module's names -> the same tensors under the stored names."""
+        return {self.prefix + name: tensor for name, tensor in tensors.items()}
+
+    def under(self, prefix: str) -> Checkpoint:
+        """The same checkpoint with another prefix, which all stored names have to begin with."""
+        return self if prefix == self.prefix else replace(self, prefix=prefix)
+
+
+def read(path: Path) -> Checkpoint:
+    """Read a checkpoint: `.safetensors`, or `.pt/.pth/.th` as tensors only.
+
+    Raises CheckpointError where the file is missing, empty, truncated or of another format, and
+    where it holds anything but tensors, a NaN or an infinity.
+    """
+    content = _read_content(path)
+    stored, metadata = _parse(path, content)
+    broken = [n for n, t in stored.items() if t.is_floating_point() and not _all_finite(t)]
+    if broken:
+        raise CheckpointError(
+            f"{printable(path)}: NaN or infinity in {len(broken)} of {len(stored)} tensors, first"
+            f" {printable(broken[0])}; expected finite weights: restore an earlier checkpoint"
+        )
+    sha256 = hashlib.sha256(content).hexdigest()
+    return Checkpoint(path, stored, _common_prefix(stored), metadata, sha256)
+
+
+def read_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
+    """The tensors of a file, names and dtypes as stored, and its metadata; NaN is not an error."""
+    return _parse(path, _read_content(path))
+
+
 def fingerprint(path: Path) -> Fingerprint:
-    """Of a checkpoint or Fisher file as it lies there; names as stored. Raises CheckpointError."""
-    content = _content(path)
-    return Fingerprint(hashlib.sha256(content).hexdigest(), digest(_parsed(path, content)[0]))
+    """The fingerprint of a checkpoint or Fisher file on disk. Raises CheckpointError."""
+    content = _read_content(path)
+    return Fingerprint(hashlib.sha256(content).hexdigest(), digest(_parse(path, content)[0]))
 
 
-def _content(path: Path) -> bytes:
-    """The file's bytes: at most half the memory, for its tensors need as much again."""
+def _read_content(path: Path) -> bytes:
+    """The file's bytes. At most half of the memory, because its tensors need as much again."""
     try:
         content = read_whole(path, memory() / 2)
     except OSError as error:
@@ -112,18 +115,18 @@ def _content(path: Path) -> bytes:
     if path.suffix not in (".safetensors", *PICKLE_SUFFIXES):
         raise CheckpointError(
             f"{printable(path)}: unknown suffix {printable(path.suffix) or '(none)'}; expected"
-            " .safetensors, .pt, .pth or .th: rename the file to what it is"
+            " .safetensors, .pt, .pth or .th: rename the file according to its format"
         )
     return content
 
 
-def _parsed(path: Path, content: bytes) -> tuple[Tensors, dict[str, str]]:
+def _parse(path: Path, content: bytes) -> tuple[Tensors, dict[str, str]]:
     if path.suffix in PICKLE_SUFFIXES:
         tensors, metadata = unpickle(path, content), dict[str, str]()
     else:
         try:
             tensors, metadata = parse_safetensors(content)
-        except Exception as error:  # SafetensorError and, for what it lets through, torch's own
+        except Exception as error:  # torch's own errors too, for what safetensors lets through
             hint = "the file is truncated or damaged: copy it again"
             if content.startswith((b"PK\x03\x04", b"\x80")):
                 hint = "it looks like a PyTorch pickle: rename it to .pt"
@@ -131,31 +134,38 @@ def _parsed(path: Path, content: bytes) -> tuple[Tensors, dict[str, str]]:
             raise CheckpointError(
                 f"{printable(path)}: not a safetensors file ({printable(reason)}); {hint}"
             ) from None
-    if not tensors:
-        raise CheckpointError(f"{printable(path)}: holds no tensors; expected a classifier")
-    odd = next(
-        (n for n, tensor in tensors.items() if not (_is_text(n) and _is_plain(tensor))), None
-    )
-    if odd is not None:
-        raise CheckpointError(
-            f"{printable(path)}: {printable(odd)} is no plain tensor of real numbers; expected what"
-            " model.state_dict() holds of a classifier: save that"
-        )
-    if sum(tensor.nbytes for tensor in tensors.values()) > MOST_SHARED * len(content):
-        raise CheckpointError(
-            f"{printable(path)}: {len(content):,} bytes that stand for more than {MOST_SHARED}"
-            " times as many; expected each tensor stored once: save model.state_dict()"
-        )
+    _check_tensors(path, tensors, len(content))
     return tensors, metadata
 
 
+def _check_tensors(path: Path, tensors: Tensors, file_bytes: int) -> None:
+    """Raise CheckpointError for tensors that cannot be written again or claim too much memory."""
+    if not tensors:
+        raise CheckpointError(f"{printable(path)}: holds no tensors; expected a classifier")
+    unusable = [n for n, tensor in tensors.items() if not (_is_text(n) and _is_plain(tensor))]
+    if unusable:
+        raise CheckpointError(
+            f"{printable(path)}: {printable(unusable[0])} is not a plain tensor of real numbers;"
+            " expected the state_dict of a classifier: save model.state_dict()"
+        )
+    if sum(tensor.nbytes for tensor in tensors.values()) > MAX_EXPANSION * file_bytes:
+        raise CheckpointError(
+            f"{printable(path)}: the tensors take more than {MAX_EXPANSION} times the"
+            f" {file_bytes:,} bytes of the file; expected each tensor stored once: save"
+            " model.state_dict()"
+        )
+
+
 def _is_text(name: str) -> bool:
-    """Whether a name can be written: lone surrogates cannot."""
+    """Whether a name can be written as UTF-8; lone surrogates cannot."""
     return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Real numbers in memory, each of them its own: an expanded tensor can claim any size."""
+    """Whether a tensor holds real numbers in memory, each in a place of its own.
+
+    An expanded tensor repeats its numbers and can claim any size.
+    """
     return (
         tensor.layout == torch.strided
         and tensor.dtype in DTYPES
@@ -166,6 +176,7 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 def _common_prefix(tensors: Tensors) -> str:
+    """The longest chain of PREFIXES that all names begin with."""
     prefix = ""
     while True:
         found = [p for p in PREFIXES if all(name.startswith(prefix + p) for name in tensors)]
@@ -175,6 +186,6 @@ def _common_prefix(tensors: Tensors) -> str:
 
 
 def _all_finite(tensor: Tensor) -> bool:
-    # float8 has no isfinite; a sum in float32 would be quicker but can overflow on its own.
+    # float8 has no isfinite. A sum in float32 would be faster, but it can overflow by itself.
     wide = tensor.float() if tensor.element_size() == 1 else tensor
     return bool(torch.isfinite(wide).all())

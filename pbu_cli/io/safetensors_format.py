@@ -1,4 +1,4 @@
-"""The safetensors format: parse bytes, digest tensors, write a file whole or not at all."""
+"""The safetensors format: parse a file, digest its tensors, write one whole or not at all."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pbu_cli.io.atomic_files import atomic_write
 from pbu_cli.io.strict_json import from_json
 
 Tensors = dict[str, Tensor]
-DTYPES = {  # those of the safetensors format that hold real numbers, one or more bytes each
+DTYPES = {  # the dtypes of the safetensors format that hold real numbers of whole bytes
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
@@ -36,17 +36,30 @@ DTYPES = {  # those of the safetensors format that hold real numbers, one or mor
 }
 
 
-def digest(tensors: Mapping[str, Tensor]) -> str:
-    """sha256 over names, dtypes, shapes and bytes, in the order of the names.
+def parse_safetensors(content: bytes) -> tuple[Tensors, dict[str, str]]:
+    """The tensors and the metadata of a safetensors file.
 
-    Independent of the file format, of metadata and of how the tensors are laid out in the file.
+    The safetensors library rejects false lengths, offsets and shapes. Of a repeated key it would
+    silently use the last value, so repeated keys are rejected here. Raises SafetensorError,
+    ValueError or whatever torch raises.
     """
-    total = hashlib.sha256()
+    tensors = safetensors.torch.load(content)
+    length = int.from_bytes(content[:8], "little")
+    header = from_json(content[8 : 8 + length])
+    return tensors, header.get("__metadata__") or {}
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """The sha256 of names, dtypes, shapes and bytes, in the order of the names.
+
+    The digest does not depend on the file format, on metadata or on the order in the file.
+    """
+    found = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name]
-        total.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode(errors="replace"))
-        total.update(_raw(tensor))
-    return total.hexdigest()
+        found.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode(errors="replace"))
+        found.update(_raw_bytes(tensor))
+    return found.hexdigest()
 
 
 def write(
@@ -55,29 +68,35 @@ def write(
     metadata: Mapping[str, str],
     verify: Callable[[Tensors], None] | None = None,
 ) -> None:
-    """Write tensors so that `output` is at every instant the old file or the whole new one.
+    """Write a safetensors file whole or not at all.
 
-    `verify` is given what was read back from the disk and raises to keep the file from
-    appearing under its name. The same tensors and metadata give the same bytes.
+    verify: called with the tensors as they were read back from the disk. If it raises, the file
+    does not appear and an old one stays. The same tensors and metadata give the same bytes. Raises
+    PbuError where the disk does not accept the file or returns other bytes.
     """
     header = _header(tensors, metadata)
     expected = digest(tensors)
     with atomic_write(output) as temporary:
-        # Not by safetensors, whose own temporary file would outlive a killed run.
+        # Not written by safetensors: its own temporary file would outlive a killed run.
         with temporary.open("xb") as file:
             file.write(len(header).to_bytes(8, "little") + header)
             for name in _file_order(tensors):
-                file.write(_raw(tensors[name]))
+                file.write(_raw_bytes(tensors[name]))
         written, _ = parse_safetensors(temporary.read_bytes())
         if digest(written) != expected:
-            raise PbuError(f"{printable(output)}: the disk did not give back what was written")
+            raise PbuError(
+                f"{printable(output)}: the disk returned other bytes than were written; nothing was"
+                " replaced: choose another output"
+            )
         if verify is not None:
             verify(written)
 
 
 def _header(tensors: Tensors, metadata: Mapping[str, str]) -> bytes:
-    """The header of a safetensors file: metadata in order, tensors with what they are and where
-    they stand; filled up with spaces so that the first of them is aligned."""
+    """The header of a safetensors file: sorted metadata, then each tensor's dtype, shape and place.
+
+    Spaces fill it up to a multiple of eight bytes, so that the first tensor is aligned.
+    """
     fields: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     end = 0
     for name in _file_order(tensors):
@@ -93,20 +112,11 @@ def _header(tensors: Tensors, metadata: Mapping[str, str]) -> bytes:
 
 
 def _file_order(tensors: Tensors) -> list[str]:
-    """Widest dtypes first, so that each tensor is aligned; then by name."""
+    """The names, widest dtype first so that every tensor is aligned, then in alphabetical order."""
     return sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
 
 
-def _raw(tensor: Tensor) -> memoryview:
-    """The bytes of a tensor, little-endian as on every machine that torch runs on."""
+def _raw_bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor. They are little-endian, as on every machine that torch runs on."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().data
-
-
-def parse_safetensors(content: bytes) -> tuple[Tensors, dict[str, str]]:
-    """Tensors and metadata of a safetensors file. safetensors itself finds lengths, offsets and
-    shapes that lie; of keys that stand twice it would take the last."""
-    tensors = safetensors.torch.load(content)
-    length = int.from_bytes(content[:8], "little")
-    header = from_json(content[8 : 8 + length])
-    return tensors, header.get("__metadata__") or {}

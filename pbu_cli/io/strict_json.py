@@ -1,4 +1,4 @@
-"""JSON, strictly: what it cannot say becomes null, what is said twice is refused."""
+"""Strict JSON: values that JSON cannot express become null, and repeated keys are refused."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pbu_cli.errors import printable
 
 
 def plain(value: Any) -> Any:
-    """The same in what JSON has: keys are strings, tuples lists, NaN and infinities null.
+    """The same value in JSON's types: string keys, lists for tuples, null for NaN and infinity.
 
     >>> plain({8: (1.5, float("nan"))})
     {'8': [1.5, None]}
@@ -24,28 +24,30 @@ def plain(value: Any) -> Any:
 
 
 def to_json(content: Mapping[str, Any]) -> str:
-    """A document to read, ended by a newline."""
+    """An indented JSON document with a newline at its end."""
     return json.dumps(plain(content), indent=2) + "\n"
 
 
 def from_json(content: bytes) -> Any:
-    """What a text from a stranger says. Raises ValueError where it is no UTF-8, no JSON, nested too
-    deeply to be read, or says one key twice, which readers take for one thing or the other.
+    """Parse JSON from an untrusted source.
+
+    Raises ValueError where the text is not UTF-8, not JSON, nested too deeply, or repeats a key in
+    an object: readers disagree on which of the two values counts.
 
     >>> from_json(b'{"a": 1, "a": 2}')
     Traceback (most recent call last):
-    ValueError: the key a stands twice
+    ValueError: the key a occurs twice
     """
     try:
-        return json.loads(content.decode("utf-8"), object_pairs_hook=_without_doubles)
+        return json.loads(content.decode("utf-8"), object_pairs_hook=_object_with_unique_keys)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
 
-def _without_doubles(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+def _object_with_unique_keys(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise ValueError(f"the key {printable(key, 80)} stands twice")
+            raise ValueError(f"the key {printable(key, 80)} occurs twice")
         found[key] = value
     return found

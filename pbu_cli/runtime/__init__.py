@@ -1,4 +1,4 @@
-"""The machine that a run is on: its devices and memory, smaller batches where memory runs out, CUDA graphs.
+"""The machine that a run uses: devices, memory, smaller batches when memory runs out, CUDA graphs.
 
-Nothing here knows of models, files of the user, or the method.
+Nothing here knows about models, the user's files or the method.
 """

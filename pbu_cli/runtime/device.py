@@ -1,4 +1,4 @@
-"""The machine that a run is on: what it has, and which versions of what compute there."""
+"""The device and the machine of a run: choose the device, set it up, and ask what it has."""
 
 from __future__ import annotations
 
@@ -19,38 +19,102 @@ from pbu_cli.errors import InvalidUsage, PbuError
 LIBRARIES = ("torch", "torchvision", "safetensors", "numpy", "pillow")
 
 
-def memory() -> float:
-    """Bytes of memory of the machine or, where that is less, of the container; else infinity."""
-    limits = [math.inf]
-    with suppress(OSError, ValueError, AttributeError):  # Windows has no sysconf
-        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    with suppress(OSError, ValueError):  # no cgroup v2, or "max"
-        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return min(limits)
+def choose_device(name: str) -> torch.device:
+    """The device that `--device` names; `auto` is CUDA, else MPS, else the CPU.
+
+    Raises InvalidUsage where the name is unknown, PbuError where the device is not there.
+    """
+    mps = torch.backends.mps.is_available()
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InvalidUsage(f"--device {name}: expected auto, cpu, cuda, cuda:N or mps") from None
+    count = torch.cuda.device_count() if device.type == "cuda" else int(mps)
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise InvalidUsage(f"--device {name}: expected auto, cpu, cuda, cuda:N or mps")
+    if device.type != "cpu" and (device.index or 0) >= count:
+        raise PbuError(
+            f"--device {name}: torch {torch.__version__} sees {count} such devices here; use"
+            " --device cpu, or a torch and a driver that see it"
+        )
+    return device
+
+
+def compute_in_float32() -> None:
+    """Make GPUs multiply float32 numbers in full precision.
+
+    By default torch lets cuDNN round the inputs of convolutions to TF32, which keeps ten bits.
+    Errors of that size are as large as those that the validation of a Fisher plan rejects
+    (`fisher.dispatch.tolerance`).
+    """
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def compute_deterministically(device: torch.device) -> None:
+    """Make the same inputs give the same bytes on this device, at whatever cost in time.
+
+    On a CPU the order in which threads add up sums depends on their number, and so does the
+    rounding: use one thread, whatever number there is. On a GPU use only deterministic algorithms;
+    torch then raises an error for an operation that has none.
+    """
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True)
 
 
 @cache
 def keep_freed_memory() -> None:
-    """Have the C library keep what a step frees, for the next step to take.
+    """Make the C library keep memory that a step frees, so that the next step can reuse it.
 
-    glibc returns what is free at the end of its heap to the system once that is twice the largest
-    block that it mapped and was given back, and every page taken again costs a fault: up to half
-    the time of a step. A block of 32 MB, the most that counts, makes the limit 64 MB
-    (mallopt(3), M_MMAP_THRESHOLD). Elsewhere nothing changes.
+    glibc returns the free end of its heap to the system once that is twice as large as the largest
+    block that it has mapped and then freed. Every page that is requested again costs a page fault:
+    up to half the time of a step. Freeing one block of 32 MB, the largest that counts, raises the
+    limit to 64 MB (mallopt(3), M_MMAP_THRESHOLD). With another C library nothing changes.
     """
-    bytes((32 << 20) - (1 << 16))  # given back at once; less than 32 MB, which includes a header
+    bytes((32 << 20) - (1 << 16))  # freed at once; with its header it stays below 32 MB
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether products in bfloat16 are quicker there than in float32: on CPUs that have an
-    instruction for them. Where torch emulates them they are slower; on a GPU nobody has measured.
+    """Whether matrix products are faster in bfloat16 than in float32 on this device.
+
+    True only for CPUs that have an instruction for them. Where torch emulates bfloat16, products
+    are slower. On GPUs it has not been measured.
     """
     supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return device.type == "cpu" and supported is not None and bool(supported())
 
 
+def memory() -> float:
+    """The memory of the machine in bytes, or of the container if that is less; else infinity."""
+    limits = [math.inf]
+    with suppress(OSError, ValueError, AttributeError):  # Windows has no sysconf
+        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    with suppress(OSError, ValueError):  # there is no cgroup v2, or the file says "max"
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(limits)
+
+
+def free_memory(device: torch.device) -> float:
+    """The free bytes of a GPU, including those that torch has reserved and does not use."""
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return float(torch.cuda.mem_get_info(device)[0] + unused)
+
+
+def affordable(needed: int, device: torch.device) -> bool:
+    """Whether `needed` bytes are at most half of a GPU's free memory, or a quarter of the memory
+    of the machine for any other device."""
+    limit = free_memory(device) / 2 if device.type == "cuda" else memory() / 4
+    return needed <= limit
+
+
 def versions() -> dict[str, str | None]:
-    """Versions of pbu, of what it computes with, and of CUDA and its driver; None: not there."""
+    """The versions of pbu, its libraries, CUDA and the driver; None where there is none."""
     found: dict[str, str | None] = {"pbu": __version__, "python": platform.python_version()}
     for name in LIBRARIES:
         found[name] = None
@@ -67,36 +131,9 @@ def versions() -> dict[str, str | None]:
 
 
 def describe_device(device: torch.device) -> dict[str, Any]:
-    """What computed: the kind of device, its name, and how many threads the CPU had."""
+    """The device for a run record: its type, its name, and the number of CPU threads."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {"type": device.type, "name": name, "threads": torch.get_num_threads()}
-
-
-def compute_in_float32() -> None:
-    """Have GPUs multiply float32 as such. torch lets cuDNN round what it convolves to TF32, ten
-    bits: as coarse as what the trial of the Fisher pass takes for a mistake (`plan.tolerance`)."""
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
-
-
-def free_memory(device: torch.device) -> float:
-    """Bytes that are free on a GPU, with those that torch keeps there for itself to take again."""
-    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return float(torch.cuda.mem_get_info(device)[0] + kept)
-
-
-def compute_alike(device: torch.device) -> None:
-    """Have the same inputs give the same bytes on this device, at what that costs.
-
-    On a CPU threads share out sums and so round them otherwise: one thread, for any number there
-    is. On a GPU: deterministic algorithms alone, an error where torch has none for an operation.
-    """
-    if device.type == "cpu":
-        torch.set_num_threads(1)
-        return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
-    torch.backends.cudnn.benchmark = False
-    torch.use_deterministic_algorithms(True)
 
 
 def _processor() -> str:
@@ -111,30 +148,3 @@ def _first_line(path: Path) -> str | None:
     with suppress(OSError):
         return path.read_text().partition("\n")[0]
     return None
-
-
-def affordable(needed: int, device: torch.device) -> bool:
-    """Whether memory holds so many bytes: half of what is free on a GPU, a quarter of the machine's
-    elsewhere."""
-    free = free_memory(device) / 2 if device.type == "cuda" else memory() / 4
-    return needed <= free
-
-
-def choose_device(wanted: str) -> torch.device:
-    """`auto` is CUDA, then MPS, then the CPU. Raises PbuError where the device is not there."""
-    mps = torch.backends.mps.is_available()
-    if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
-    try:
-        device = torch.device(wanted)
-    except RuntimeError:
-        raise InvalidUsage(f"--device {wanted}: expected auto, cpu, cuda, cuda:N or mps") from None
-    count = torch.cuda.device_count() if device.type == "cuda" else int(mps)
-    if device.type not in ("cpu", "cuda", "mps"):
-        raise InvalidUsage(f"--device {wanted}: expected auto, cpu, cuda, cuda:N or mps")
-    if device.type != "cpu" and (device.index or 0) >= count:
-        raise PbuError(
-            f"--device {wanted}: torch {torch.__version__} sees {count} such devices here; use"
-            " --device cpu, or a torch and a driver that see it"
-        )
-    return device

@@ -1,4 +1,4 @@
-"""Listing folders and lists of paths: order, groups, and what is passed over."""
+"""Listing of folders and of lists of paths: their order, their groups, and what is ignored."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image
 from pbu_cli.data.decoding import decode
 from pbu_cli.data.image_folders import Group, list_groups, split_by_subfolder
 from pbu_cli.errors import ImageError, InvalidUsage
-from tests.data.test_decoding import listing, save
+from tests.data.made_images import listing, save
 
 
 def names(found: Group) -> list[str]:
@@ -27,7 +27,9 @@ def names(found: Group) -> list[str]:
 @settings(
     max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-def test_a_list_in_any_order_is_the_folder(tmp_path: Path, order: list[int], style: str) -> None:
+def test_a_list_in_any_order_gives_the_group_of_its_folder(
+    tmp_path: Path, order: list[int], style: str
+) -> None:
     stems = ["10", "9", "a/1", "a-b/1", "B/2", "ä", "z/z/z", "a/10"]
     for stem in stems:
         if not (tmp_path / f"{stem}.png").exists():
@@ -45,7 +47,7 @@ def test_a_list_in_any_order_is_the_folder(tmp_path: Path, order: list[int], sty
     assert listed.name == ""
 
 
-def test_order_is_not_the_file_systems(tmp_path: Path) -> None:
+def test_the_order_does_not_depend_on_the_file_system(tmp_path: Path) -> None:
     stems = [f"{index:03d}" for index in range(60)]
     random.Random(1).shuffle(stems)
     for number, stem in enumerate(stems):
@@ -56,7 +58,7 @@ def test_order_is_not_the_file_systems(tmp_path: Path) -> None:
     assert [stems[value] for value in values] == sorted(stems)
 
 
-def test_nested_folders_clutter_and_other_files(tmp_path: Path) -> None:
+def test_nested_folders_are_listed_and_clutter_and_other_files_are_not(tmp_path: Path) -> None:
     for name in ("b.png", "a/x.JPG", "a/deep/er/y.webp"):
         save(tmp_path / name)
     for name in (".DS_Store", "Thumbs.db", "._b.png", ".git/x.png", "__MACOSX/b.png"):
@@ -72,7 +74,9 @@ def test_nested_folders_clutter_and_other_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("source", [".", "../class8", "./", ""])
-def test_names_of_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+def test_a_source_is_named_after_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
     save(tmp_path / "class8" / "x.png")
     monkeypatch.chdir(tmp_path / "class8")
     if source:
@@ -98,7 +102,7 @@ def test_several_sources_keep_their_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("other", ["all", "all/8", "link", "-"])
-def test_one_image_in_two_sources(tmp_path: Path, other: str) -> None:
+def test_an_image_in_two_sources_is_an_error(tmp_path: Path, other: str) -> None:
     path = save(tmp_path / "all" / "8" / "x.png")
     (tmp_path / "link").symlink_to("all")
     sources = [str(tmp_path / "all"), other if other == "-" else str(tmp_path / other)]
@@ -106,7 +110,7 @@ def test_one_image_in_two_sources(tmp_path: Path, other: str) -> None:
         list_groups(sources, listing(path))
 
 
-def test_subfolders_as_groups(tmp_path: Path) -> None:
+def test_a_folder_of_folders_is_split_into_groups(tmp_path: Path) -> None:
     for name in ("2/a.png", "10/b.png", "10/more/c.png", "a-b/d.png"):
         save(tmp_path / name)
     (tmp_path / "10" / "notes.txt").write_text("")
@@ -117,7 +121,7 @@ def test_subfolders_as_groups(tmp_path: Path) -> None:
     assert [names(g) for g in inner] == [["b.png", "more/c.png"], ["a.png"], ["d.png"]]
     assert [len(g.ignored) for g in inner] == [1, 0, 0]
     assert sorted(p for g in inner for p in g.paths) == sorted(found.paths)
-    assert split_by_subfolder(inner[0]) == (inner[0],)  # an image of its own beside `more`
+    assert split_by_subfolder(inner[0]) == (inner[0],)  # not split: it has an image beside `more`
 
 
 def test_flat_folders_and_lists_do_not_split(tmp_path: Path) -> None:
@@ -148,12 +152,12 @@ def test_a_list_ignores_what_a_folder_ignores(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sources", "stdin"), [(["-"], None), (["-", "-"], io.BytesIO(b"x.png\n"))]
 )
-def test_stdin_once_and_open(sources: list[str], stdin: io.BytesIO | None) -> None:
+def test_stdin_must_be_open_and_named_once(sources: list[str], stdin: io.BytesIO | None) -> None:
     with pytest.raises(InvalidUsage, match="expected once"):
         list_groups(sources, stdin)
 
 
-def test_nothing_to_forget(tmp_path: Path) -> None:
+def test_a_source_without_images_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "la\x1bbels.txt").write_text("")
@@ -170,7 +174,7 @@ def test_nothing_to_forget(tmp_path: Path) -> None:
             list_groups([str(source)], io.BytesIO(b"\n"))
 
 
-def test_links_in_a_folder(tmp_path: Path) -> None:
+def test_links_to_files_count_and_links_to_folders_do_not(tmp_path: Path) -> None:
     target = save(tmp_path / "store" / "x.png")
     folder = tmp_path / "forget"
     folder.mkdir()
@@ -188,6 +192,6 @@ def test_links_in_a_folder(tmp_path: Path) -> None:
 
 
 def test_a_list_that_does_not_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pbu_cli.data.image_folders.MOST_LISTED", 1000)
+    monkeypatch.setattr("pbu_cli.data.image_folders.MAX_LIST_BYTES", 1000)
     with pytest.raises(ImageError, match="more than 1,000 bytes"):
         list_groups(["-"], io.BytesIO(b"a.png\n" * 200))

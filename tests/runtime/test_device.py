@@ -1,4 +1,4 @@
-"""What is freed is kept: seen in the page faults of a process that takes it again."""
+"""Memory: what a process keeps for its next step, and what counts as free."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import sys
 import pytest
 import torch
 
-from pbu_cli.runtime.device import free_memory, memory
+from pbu_cli.errors import InvalidUsage, PbuError
+from pbu_cli.runtime.device import choose_device, free_memory, memory
 
+# Prints the page faults of four steps that allocate and free the same memory.
 FAULTS = """
 import resource, torch
-from pbu_cli.machine import keep_freed_memory
+from pbu_cli.runtime.device import keep_freed_memory
 if {keeping}:
     keep_freed_memory()
 
@@ -33,23 +35,35 @@ print(faults() - before)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc")
-def test_what_is_freed_is_kept():
-    def faults(keeping: bool) -> list[int]:  # what the system does beside it adds some
+@pytest.mark.slow
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc returns memory so soon")
+def test_freed_memory_is_kept_for_the_next_step() -> None:
+    def faults(keeping: bool) -> list[int]:  # of five runs, since the system adds some faults
         code = FAULTS.format(keeping=keeping)
         return [int(subprocess.check_output([sys.executable, "-c", code])) for _ in range(5)]
 
     without, kept = max(faults(keeping=False)), min(faults(keeping=True))
-    assert without > 1000, "nothing to mend any more: it can go"
-    assert kept < without / 4  # runs alike differ by up to a factor of 2.3
+    assert without > 1000, "there is nothing to improve any more: keep_freed_memory can go"
+    assert kept < without / 4  # equal runs differ by a factor of up to 2.3
 
 
-def test_there_is_some_memory():
+def test_the_memory_of_the_machine_is_known() -> None:
     assert memory() > 1 << 20
 
 
-def test_what_torch_keeps_of_a_gpu_counts_as_free(monkeypatch):
+def test_memory_that_torch_reserves_on_a_gpu_and_does_not_use_counts_as_free(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for name, value in (("mem_get_info", (100, 900)), ("memory_reserved", 700),
                         ("memory_allocated", 300)):  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
     assert free_memory(torch.device("cuda")) == 500
+
+
+def test_a_device_that_is_unknown_or_absent_is_an_error() -> None:
+    assert choose_device("cpu") == torch.device("cpu")
+    for name in ("tpu", "meta"):
+        with pytest.raises(InvalidUsage, match="expected auto, cpu, cuda, cuda:N or mps"):
+            choose_device(name)
+    with pytest.raises(PbuError, match="--device cuda:99"):
+        choose_device("cuda:99")
