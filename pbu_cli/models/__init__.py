@@ -1,4 +1,4 @@
-"""From a checkpoint to a loaded network, and what can be read from or changed in any network.
+"""From a checkpoint to a loaded network, and operations that work on any network.
 
-Nothing here knows of images on disk, or of forgetting.
+No module here knows about image files or about unlearning.
 """

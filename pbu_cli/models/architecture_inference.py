@@ -1,14 +1,13 @@
-"""Tensor names and shapes in, torchvision classifier out; without torch.
+"""Infer the torchvision classifier from the names and shapes of a checkpoint's tensors. No torch
+needed.
 
-`registry.json` holds, for every classifier of torchvision, the names and shapes of its tensors.
-A size that is the user's to choose stands there as a symbol: `classes`, `channels` (of the
-image) and `1+n*n` (position embedding of a ViT: a class token and n x n patches). A checkpoint
-is of an architecture if its names are the same and one value per symbol explains every shape.
-`python -m tests.make_registry` writes the file; a test compares it to the installed torchvision.
+A checkpoint is of an architecture if it has the tensor names that `registry` lists for it, and if
+one value for each symbol there explains all shapes.
 
-What shapes do not tell, and is therefore assumed: a ResNet whose `conv1` is 3x3 has it at stride
-1 and no max-pool after it; MaxViT is at its default image size; GoogLeNet and Inception do not
-renormalise their input (`transform_input=False`); strides, dilation and epsilons are torchvision's.
+Shapes do not tell everything. Assumed is that a ResNet whose `conv1` is 3x3 applies it at stride 1
+and has no max-pool after it; that MaxViT has its default image size; that GoogLeNet and Inception
+do not renormalise their input (`transform_input=False`); and that strides, dilations and epsilons
+are torchvision's.
 """
 
 from __future__ import annotations
@@ -37,13 +36,13 @@ MAXVIT_IMAGE_SIZE = 224
 
 CLOSEST_SHOWN = 3
 DIFFERENCES_SHOWN_PER_KIND = 2
-MOST_TENSORS = 10_000  # the largest classifier has 1 548; more is not worth a comparison
+MOST_TENSORS = 10_000  # the largest classifier has 1 548; a file with more is not compared
 OWN_MODEL = "for a model of your own pass --arch FILE.py:FUNCTION"
 
 
 class Difference(NamedTuple):
-    """One tensor that does not fit: missing (`found` None), unexpected (`expected` None), or of
-    another shape."""
+    """One tensor that does not fit: it is missing (`found` is None), unexpected (`expected` is
+    None), or of another shape."""
 
     tensor: str
     found: tuple[int, ...] | None
@@ -61,11 +60,11 @@ class Difference(NamedTuple):
 def infer(shapes: Shapes) -> Architecture:
     """The torchvision classifier that has exactly these tensors.
 
-    BatchNorm's `num_batches_tracked` may be absent (files from before PyTorch 0.4.1), and so may
+    BatchNorm's `num_batches_tracked` may be missing (files from before PyTorch 0.4.1), and so may
     the auxiliary heads of GoogLeNet and Inception.
 
-    Raises CheckpointError if there is none, naming the closest and the tensors that differ, or if
-    there are several.
+    Raises CheckpointError if there are several such classifiers, or none; then it names the
+    closest one and the tensors that differ.
     """
     shapes = _weights(shapes)
     fitting = _fitting(shapes)
@@ -73,7 +72,7 @@ def infer(shapes: Shapes) -> Architecture:
         return _architecture(fitting[0], shapes)
     if fitting:
         raise CheckpointError(
-            f"architecture ambiguous: the tensors fit {' and '.join(fitting)} alike; say which"
+            f"architecture ambiguous: the tensors fit {' and '.join(fitting)} alike; choose one"
             " with --arch NAME"
         )
     found = {
@@ -85,7 +84,7 @@ def infer(shapes: Shapes) -> Architecture:
         some = ", ".join(printable(tensor, 80) for tensor in list(shapes)[:CLOSEST_SHOWN])
         raise CheckpointError(
             f"architecture not recognised: {len(shapes)} tensors ({some or 'none'}), expected the"
-            f" names of a torchvision classifier and found not one of them; {OWN_MODEL}"
+            f" names of a torchvision classifier and found none of them; {OWN_MODEL}"
         )
     closest, *others = sorted(found, key=lambda name: _distance(found[name]))[:CLOSEST_SHOWN]
     then = "; then " + ", ".join(f"{name} ({len(found[name])})" for name in others)
@@ -96,10 +95,10 @@ def infer(shapes: Shapes) -> Architecture:
 
 
 def infer_as(name: str, shapes: Shapes, source: str = "--arch") -> Architecture:
-    """The architecture that `source` names, with classes, channels and stem as the tensors have
-    them.
+    """The architecture `name`, with the classes, channels and stem that the tensors show.
 
-    Raises CheckpointError for a name that torchvision does not have or tensors that do not fit.
+    source: what gave the name, for messages. Raises CheckpointError for a name that torchvision
+    does not have, and for tensors that do not fit.
     """
     if name not in registry():
         alike = difflib.get_close_matches(name, registry(), n=CLOSEST_SHOWN)
@@ -121,7 +120,7 @@ def infer_as(name: str, shapes: Shapes, source: str = "--arch") -> Architecture:
 
 
 def differences(name: str, shapes: Shapes) -> list[Difference]:
-    """Every tensor in which `shapes` is not the architecture `name`; empty if it is.
+    """Every tensor in which `shapes` differs from the architecture `name`.
 
     >>> [str(d) for d in differences("alexnet", {"odd": (3,)})][-2:]
     ['classifier.6.bias is missing', 'odd is unexpected']
@@ -141,7 +140,7 @@ def differences(name: str, shapes: Shapes) -> list[Difference]:
 
 
 def _weights(shapes: Shapes) -> Shapes:
-    """The tensors without BatchNorm's counters, which old files lack and no output depends on."""
+    """All tensors but BatchNorm's counters, which old files lack and no output depends on."""
     if len(shapes) > MOST_TENSORS:
         raise CheckpointError(
             f"architecture not recognised: {len(shapes)} tensors, more than any classifier of"
@@ -168,7 +167,7 @@ def _fitting(shapes: Shapes) -> list[str]:
 
 
 def _architecture(name: str, shapes: Shapes) -> Architecture:
-    """Read the variation off tensors that fit."""
+    """The variation of the architecture that fitting tensors show."""
     sizes = _sizes(_variation(name, shapes), shapes)
     image_size = None
     if TOKENS in sizes:
@@ -186,7 +185,7 @@ def _architecture(name: str, shapes: Shapes) -> Architecture:
 
 
 def _variation(name: str, shapes: Shapes) -> Pattern:
-    """The registry's entry, without auxiliary heads or with a small stem if `shapes` is so."""
+    """The registry's entry, without auxiliary heads or with a small stem where `shapes` is so."""
     pattern = registry()[name]
     if name in AUXILIARY and not _has_auxiliary(name, shapes):
         heads = AUXILIARY[name]
@@ -205,10 +204,10 @@ def _has_small_stem(name: str, shapes: Shapes) -> bool:
 
 
 def _sizes(pattern: Pattern, shapes: Shapes) -> dict[str, int]:
-    """A value for each symbol, where the tensors give a possible one.
+    """A value for each symbol for which some tensor gives a possible one.
 
-    The last tensor decides, and the others are then compared to it: the head that is used
-    stands after the auxiliary ones.
+    The last tensor with the symbol decides, and the others are then compared with it, because the
+    head that gives the logits comes after the auxiliary ones.
     """
     return {
         dim: size
@@ -222,12 +221,12 @@ def _sizes(pattern: Pattern, shapes: Shapes) -> dict[str, int]:
 
 
 def _distance(found: list[Difference]) -> float:
-    """How many tensors differ, where one of the right name and another shape counts half."""
+    """The number of tensors that differ; one with the right name and another shape counts half."""
     return sum(0.5 if d.found is not None and d.expected is not None else 1.0 for d in found)
 
 
 def _differences_text(found: list[Difference]) -> str:
-    """The first few of each kind, and how many more there are."""
+    """The first few differences of each kind, and how many more there are."""
     kinds = (
         [d for d in found if d.found is not None and d.expected is not None],
         [d for d in found if d.found is None],

@@ -1,29 +1,35 @@
-"""An architecture and its tensors into a loaded module."""
+"""From an architecture, or from the user's own function, to a module without the checkpoint's
+weights.
+"""
 
 from __future__ import annotations
 
+import importlib.util
+import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from importlib import import_module
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from pbu_cli.errors import InvalidUsage
+from pbu_cli.errors import InvalidUsage, printable
 from pbu_cli.models.registry import AUXILIARY, Architecture, stem
 
 
 def build(architecture: Architecture) -> nn.Module:
     """The torchvision module of an architecture, on the CPU, in eval mode.
 
-    Its weights are uninitialised memory, to be overwritten by `load`; its other buffers are what
-    the constructor computes.
+    Its weights are uninitialised memory that `load.load_tensors` has to overwrite. Its other
+    buffers hold what the constructor computed.
 
-    Raises InvalidUsage for an image size that the architecture does not come in.
+    Raises InvalidUsage for an image size that the architecture does not support.
     """
     with WeightsOnMeta():
         model = _construct(architecture, init_weights=False)
@@ -32,45 +38,50 @@ def build(architecture: Architecture) -> nn.Module:
 
 
 def initialised(architecture: Architecture, seed: int) -> nn.Module:
-    """The same with torchvision's own initial weights, drawn by `seed`: a network to train.
+    """The same module with torchvision's initial weights, drawn with `seed`: a network to train.
 
-    Raises InvalidUsage as `build` does.
+    Raises InvalidUsage for an image size that the architecture does not support.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return _construct(architecture, init_weights=True).eval()
 
 
-def load(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Copy a checkpoint's tensors into the module, cast to the module's own dtypes.
+def user_module(arch: str) -> nn.Module:
+    """The module that the user's `--arch FILE.py:FUNCTION` or `pkg.mod:FUNCTION` returns.
 
-    Raises RuntimeError if names or shapes differ, except that BatchNorm counters which an old
-    file lacks become 0.
+    Raises InvalidUsage where the function cannot be imported or called, or does not return a
+    module.
     """
-    # MNASNet refuses a state without the version that `state_dict()` keeps as an attribute, which
-    # safetensors files do not carry. Only the module's own version is given: without theirs the
-    # BatchNorms in it accept files from before `num_batches_tracked`.
-    state = _Versioned(tensors)
-    state._metadata = {"": {"version": model._version}}
-    model.load_state_dict(state)
+    function = _imported_function(arch)
+    try:
+        with redirect_stdout(sys.stderr):  # stdout is for results
+            module = function()
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
+        raise InvalidUsage(
+            f"--arch {printable(arch)}: calling it without arguments raised"
+            f" {type(error).__name__}: {printable(error)}; expected a function that returns the"
+            " module"
+        ) from None
+    if not isinstance(module, nn.Module):
+        raise InvalidUsage(
+            f"--arch {printable(arch)}: returned a {type(module).__name__}, expected a"
+            " torch.nn.Module"
+        )
+    return module
 
 
-class _Versioned(dict[str, Tensor]):
-    """A state dict with the version table that `Module.load_state_dict` looks for."""
-
-    _metadata: dict[str, dict[str, int]]
-
-
-# Of meta tensors torch works these out in Python, by means of its compiler (the last two: 2.11).
-_BY_THE_COMPILER = {Tensor.normal_, nn.init.normal_, Tensor.erfinv_, Tensor.clamp_}
+# For meta tensors torch computes these in Python and imports its compiler for it (the last two
+# since torch 2.11).
+_NEEDS_COMPILER = {Tensor.normal_, nn.init.normal_, Tensor.erfinv_, Tensor.clamp_}
 
 
 class WeightsOnMeta(TorchFunctionMode):
-    """Within it `torch.empty` makes meta tensors, so that layers cost no time to initialise.
+    """Within this mode `torch.empty` makes meta tensors, so that layers take no time to initialise.
 
     Every layer of torch allocates its weights by `torch.empty`, and filling a meta tensor does
-    nothing. `with torch.device("meta")` would take the constructors' arithmetic along, which
-    RegNet and every non-persistent buffer need to be real.
+    nothing. `with torch.device("meta")` would also move the constructors' arithmetic to the meta
+    device, but RegNet and every non-persistent buffer need real numbers.
     """
 
     def __torch_function__(
@@ -81,7 +92,7 @@ class WeightsOnMeta(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func in _BY_THE_COMPILER:
+        if func in _NEEDS_COMPILER:
             weight: Tensor = args[0] if args else kwargs["tensor"]
             if weight.is_meta:
                 return weight
@@ -92,36 +103,37 @@ class WeightsOnMeta(TorchFunctionMode):
 
 @contextmanager
 def _without_compiler() -> Iterator[None]:
-    """While it lasts, torchvision can be imported without torch's compiler, twice as quickly.
+    """Within this context torchvision is imported without torch's compiler, twice as fast.
 
-    All of torchvision stands behind any of its models, and its RoIAlign, which no classifier has,
-    wants one function of the compiler. It gets one that looks for the real one when called.
+    Importing any of its models imports all of torchvision. Its RoIAlign, which no classifier uses,
+    imports one function of the compiler. Here it gets a stand-in that imports the real function
+    when it is called.
     """
     name = "torch._dynamo.utils"
     if name in sys.modules or "torchvision" in sys.modules:
         yield
         return
-    sys.modules[name] = _Later(name)
+    sys.modules[name] = _LateImport(name)
     try:
         yield
     finally:
-        if isinstance(sys.modules.get(name), _Later):
+        if isinstance(sys.modules.get(name), _LateImport):
             del sys.modules[name]
 
 
-class _Later(ModuleType):
-    """A module that is imported when something is asked of it but one function, and that one when
-    it is called."""
+class _LateImport(ModuleType):
+    """A module that is imported on first access to an attribute; `is_compile_supported` imports it
+    only when it is called."""
 
     def __getattr__(self, attribute: str) -> Any:
         if attribute == "is_compile_supported":
             return lambda *args: getattr(self._real(), attribute)(*args)
-        if attribute.startswith("__"):  # importlib asks how it was loaded
+        if attribute.startswith("__"):  # importlib reads these to learn how the module was loaded
             raise AttributeError(attribute)
         return getattr(self._real(), attribute)
 
     def _real(self) -> ModuleType:
-        if isinstance(sys.modules.get(self.__name__), _Later):
+        if isinstance(sys.modules.get(self.__name__), _LateImport):
             del sys.modules[self.__name__]
         return import_module(self.__name__)
 
@@ -137,7 +149,7 @@ def _construct(architecture: Architecture, *, init_weights: bool) -> nn.Module:
         options["init_weights"] = init_weights
         options["transform_input"] = False
     if architecture.image_size is not None:
-        # MaxViT takes height and width, and under another name.
+        # MaxViT takes height and width, under another name.
         size = architecture.image_size
         options |= {"input_size": (size, size)} if "maxvit" in name else {"image_size": size}
     try:
@@ -153,7 +165,8 @@ def _construct(architecture: Architecture, *, init_weights: bool) -> nn.Module:
 
 
 def _adapt_stem(model: nn.Module, architecture: Architecture) -> None:
-    """Give the first convolution the image's channels and, if so, the small-image geometry."""
+    """Give the first convolution the images' number of channels, and the small-image geometry where
+    the architecture has it."""
     path = stem(architecture.name).removesuffix(".weight")
     conv = model.get_submodule(path)
     assert isinstance(conv, nn.Conv2d)
@@ -174,9 +187,49 @@ def _adapt_stem(model: nn.Module, architecture: Architecture) -> None:
 
 
 def _allocate(model: nn.Module) -> None:
-    """Real memory, uninitialised, for every parameter on the meta device."""
+    """Give every parameter on the meta device real, uninitialised memory."""
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             if parameter.is_meta:
                 memory = torch.empty(parameter.shape, dtype=parameter.dtype)
                 setattr(module, name, nn.Parameter(memory))
+
+
+class _SourceOnlyLoader(SourceFileLoader):
+    """Runs the source file itself. Bytecode beside the file is not read, since anyone may have put
+    it there, and none is written, since the folder is the user's."""
+
+    def path_stats(self, path: str | bytes) -> NoReturn:
+        raise OSError  # importlib uses no bytecode if it cannot tell the age of the source
+
+
+def _imported_function(arch: str) -> Callable[..., Any]:
+    place, _, function = arch.rpartition(":")
+    shown = printable(arch)
+    try:
+        if place.endswith(".py"):
+            path = Path(place)
+            if not path.is_file():
+                raise InvalidUsage(f"--arch {shown}: no file {printable(place)}")
+            name = f"pbu_arch_{path.stem}"
+            loader = _SourceOnlyLoader(name, place)
+            spec = importlib.util.spec_from_file_location(name, place, loader=loader)
+            assert spec is not None
+            source = importlib.util.module_from_spec(spec)
+            sys.modules[name] = source  # dataclasses and pickle look their module up here
+            with redirect_stdout(sys.stderr):
+                loader.exec_module(source)
+        elif re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", place):
+            source = import_module(place)
+        else:
+            raise InvalidUsage(f"--arch {shown}: expected FILE.py:FUNCTION or pkg.mod:FUNCTION")
+        found = getattr(source, function, None)
+    except InvalidUsage:
+        raise
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
+        raise InvalidUsage(
+            f"--arch {shown}: importing it raised {type(error).__name__}: {printable(error)}"
+        ) from None
+    if not callable(found):
+        raise InvalidUsage(f"--arch {shown}: {printable(place)} has no function {function}")
+    return found  # type: ignore[no-any-return]

@@ -1,15 +1,17 @@
-"""The frozen trunk: what lies before everything that trains gives an image the same features at
-every step, so it is computed once.
+"""The frozen backbone: the part of a network before all trained parameters.
 
-Where it ends is found by trying, never concluded from a module's class: the *cut* is the last
-frozen module whose output no trained parameter has touched and from whose output alone the logits
-follow, with NaN in place of what the frozen modules before it give.
+For a given image its output is the same at every step of training, so it is computed once.
+
+Where the backbone ends is found by trying, never concluded from a module's class. The network is
+split after the last frozen module for which three things hold: no trained parameter influences its
+output; the logits follow from its output alone, even if the frozen modules before it return NaN;
+and the rest of the network leaves its output unchanged.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,19 +19,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pbu_cli.runtime.batch_size_retry import BatchSizeRetry
+from pbu_cli.models.hooks import OutputHook, capture_output, forward_hooks, gradients_for
+from pbu_cli.models.inference import predict
 from pbu_cli.runtime.device import keep_freed_memory
 
-ATTEMPTS = 8  # where a trained block has branches, frozen modules in it come after the cut
+# How many modules are tried, from the last one back. A trained block with branches has frozen
+# modules in it that are called after the best place to split.
+ATTEMPTS = 8
 
 
 @dataclass(frozen=True)
 class SplitPoint:
-    """Where a network is cut in two; shapes are for one image.
+    """Where a network is split into a frozen backbone and the rest. Shapes are for one image.
 
-    path: the module whose output the features are. unneeded: frozen modules before it, whose
-    outputs do not matter once the features are known, and the shapes of those. in_place: whether
-    some of what the network does with these or with the features is done in place.
+    path: the last module of the backbone; its output is called the features. features: their
+    shape. unneeded: path and output shape of each frozen module before it, whose outputs do not
+    matter once the features are known. image: the shape of an input image. in_place: whether the
+    network changes one of these outputs, or the features, in place.
     """
 
     path: str
@@ -40,40 +46,20 @@ class SplitPoint:
 
 
 def find_split_point(model: nn.Module, trained: Collection[str], x: Tensor) -> SplitPoint | None:
-    """The latest cut of `model` before the parameters named `trained`; None if there is none.
+    """The latest point to split `model` before the parameters named `trained`, or None.
 
-    x: a few images as the model takes them, [n, *image]. Needs eval mode.
+    x: a few images as the model takes them, [n, *image]. The model has to be in eval mode.
 
     >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 4)).eval()
     >>> find_split_point(model, ["2.weight"], torch.ones(2, 2)).path
     '1'
     """
-    outputs: dict[str, list[Any]] = {}
-    named = dict(model.named_parameters())
-    asked = {parameter: parameter.requires_grad for parameter in named.values()}
-    with ExitStack() as hooks, torch.enable_grad():
-        for path, module in _frozen(model, {id(named[name]) for name in trained}):
-            outputs[path] = []
-            hooks.enter_context(module.register_forward_hook(_recorder(outputs, path)))
-        try:
-            for name, parameter in named.items():
-                parameter.requires_grad_(name in trained)
-            logits = model(x)
-        finally:
-            for parameter, wanted in asked.items():
-                parameter.requires_grad_(wanted)
+    logits, outputs = _frozen_outputs(model, trained, x)
     if not isinstance(logits, Tensor):
         return None
-    calls = [(*found[0], path) for path, found in outputs.items() if len(found) == 1]
-    frozen = [
-        (path, output)
-        for _, output, path in sorted(calls, key=lambda call: call[0])
-        if isinstance(output, Tensor) and output.ndim and len(output) == len(x)
-        and not output.requires_grad
-    ]  # fmt: skip
-    for last in range(len(frozen) - 1, max(-1, len(frozen) - 1 - ATTEMPTS), -1):
-        path, features = frozen[last]
-        unneeded = {before: output.shape[1:] for before, output in frozen[:last]}
+    for last in range(len(outputs) - 1, max(-1, len(outputs) - 1 - ATTEMPTS), -1):
+        path, features = outputs[last]
+        unneeded = {earlier: output.shape[1:] for earlier, output in outputs[:last]}
         for in_place in (False, True):
             split_point = SplitPoint(path, features.shape[1:], unneeded, x.shape[1:], in_place)
             if _same_logits(model, split_point, features.clone(), logits):
@@ -81,99 +67,138 @@ def find_split_point(model: nn.Module, trained: Collection[str], x: Tensor) -> S
     return None
 
 
+def _frozen_outputs(
+    model: nn.Module, trained: Collection[str], x: Tensor
+) -> tuple[Any, list[tuple[str, Tensor]]]:
+    """What the model returns for x, and (path, output) of its frozen modules in order of calls.
+
+    Left out are modules that are not called exactly once, whose output is not a tensor with one
+    entry per image, or whose output depends on a trained parameter.
+    """
+    calls: list[tuple[str, Any]] = []
+    parameters = dict(model.named_parameters())
+    chosen = [parameters[name] for name in trained]
+
+    def record(path: str) -> OutputHook:
+        def hook(module: nn.Module, output: Any) -> None:
+            # A copy, because a later layer may change the output in place.
+            calls.append((path, output.clone() if isinstance(output, Tensor) else output))
+
+        return hook
+
+    frozen = _frozen_modules(model, set(map(id, chosen)))
+    hooks = forward_hooks(outputs=[(module, record(path)) for path, module in frozen])
+    with hooks, gradients_for(model, chosen), torch.enable_grad():
+        logits = model(x)
+    called = [path for path, _ in calls]
+    return logits, [
+        (path, output)
+        for path, output in calls
+        if called.count(path) == 1
+        and isinstance(output, Tensor)
+        and output.ndim
+        and len(output) == len(x)
+        and not output.requires_grad
+    ]
+
+
+def _frozen_modules(
+    model: nn.Module, trained: Collection[int], prefix: str = ""
+) -> Iterator[tuple[str, nn.Module]]:
+    """(path, module) of the largest modules without a trained parameter; `trained` holds ids."""
+    for name, child in model.named_children():
+        path = f"{prefix}.{name}" if prefix else name
+        if any(id(parameter) in trained for parameter in child.parameters()):
+            yield from _frozen_modules(child, trained, path)
+        else:
+            yield path, child
+
+
 def _same_logits(
     model: nn.Module, split_point: SplitPoint, features: Tensor, logits: Tensor
 ) -> bool:
-    """Whether the model beyond the cut gives the logits and leaves the features as they were."""
-    kept = features.clone()
+    """Whether the rest of the model gives the logits and leaves the features as they were."""
+    before = features.clone()
     try:
         with torch.no_grad(), from_features(model, split_point):
-            again = model(features)
-    except RuntimeError:  # of what works in place on one NaN that stands for many
+            found = model(features)
+    except RuntimeError:  # an in-place operation on the expanded NaN of `_expanded_nan`
         return False
-    return torch.equal(features, kept) and torch.allclose(again, logits, 1e-4, 1e-5)
+    return torch.equal(features, before) and torch.allclose(found, logits, 1e-4, 1e-5)
 
 
 @contextmanager
 def from_features(model: nn.Module, split_point: SplitPoint | None) -> Iterator[None]:
-    """While it lasts, `model` takes features, [n, *split_point.features], in place of images.
+    """Within this context `model` takes features, [n, *split_point.features], in place of images.
 
-    Nothing else changes: its parameters, their names and its modes are the same. Without a cut
-    the model goes on taking images.
+    Nothing else changes: its parameters, their names and its modes stay the same. Without a split
+    point the model takes images as before.
     """
     if split_point is None:
         yield
         return
-    given: list[Tensor] = []
-    whole = model.forward
+    current: list[Tensor] = []  # the features of the call in progress
+    whole_forward = model.forward
 
-    def from_features(features: Tensor) -> Any:
-        given[:] = [features]
+    def forward(features: Tensor) -> Any:
+        current[:] = [features]
         try:
-            return whole(nothing(features, split_point.image))
+            return whole_forward(placeholder(features, split_point.image))
         finally:
-            given.clear()
+            current.clear()
 
-    def unneeded(shape: torch.Size) -> Any:
-        return lambda *args, **kwargs: nothing(given[0], shape)
+    def skipped(shape: torch.Size) -> Callable[..., Tensor]:
+        return lambda *args, **kwargs: placeholder(current[0], shape)
 
-    def nothing(like: Tensor, shape: torch.Size) -> Tensor:
-        found = _nothing(like, shape)
-        return found.clone() if split_point.in_place else found
+    def placeholder(like: Tensor, shape: torch.Size) -> Tensor:
+        nan = _expanded_nan(like, shape)
+        return nan.clone() if split_point.in_place else nan
 
-    def features_given(*args: Any, **kwargs: Any) -> Tensor:
-        return given[0].clone() if split_point.in_place else given[0]
+    def features_of_call(*args: Any, **kwargs: Any) -> Tensor:
+        return current[0].clone() if split_point.in_place else current[0]
 
     with ExitStack() as replaced:
         for path, shape in split_point.unneeded.items():
-            replaced.enter_context(_answering(model.get_submodule(path), unneeded(shape)))
-        replaced.enter_context(_answering(model.get_submodule(split_point.path), features_given))
-        replaced.enter_context(_answering(model, from_features))
+            replaced.enter_context(_forward_replaced(model.get_submodule(path), skipped(shape)))
+        last = model.get_submodule(split_point.path)
+        replaced.enter_context(_forward_replaced(last, features_of_call))
+        replaced.enter_context(_forward_replaced(model, forward))
         yield
 
 
-@torch.no_grad()
 def extract(
-    model: nn.Module, split_point: SplitPoint | None, rounds: Iterable[Tensor]
+    model: nn.Module, split_point: SplitPoint | None, batches: Iterable[Tensor]
 ) -> tuple[Tensor | None, Tensor]:
-    """One pass over batches of images [n, *image]: features [N, *split_point.features] and logits [N, c],
-    both float32. Without a cut there are no features.
+    """One pass over batches of images, [n, *image] each, in total N.
+
+    Returns the features, [N, *split_point.features], and the logits, [N, c]; the logits are
+    float32, the features are as the module returns them. Without a split point the features are
+    None.
     """
     keep_freed_memory()
-    features, logits, portion = list[Tensor](), list[Tensor](), BatchSizeRetry()
-    seen: list[Tensor] = []
-    with ExitStack() as hooks:
-        if split_point is not None:
-            hooks.enter_context(
-                model.get_submodule(split_point.path).register_forward_hook(
-                    lambda module, args, output: seen.append(output.clone())
-                )
-            )
-        for x in rounds:
-
-            def answer(part: slice, x: Tensor = x) -> tuple[Tensor, list[Tensor]]:
-                seen.clear()  # of what memory did not hold
-                return model(x[part]).float(), seen[:]
-
-            for found, of_trunk in portion.each(answer, len(x)):
-                logits.append(found)
-                features += of_trunk
-    return torch.cat(features) if features else None, torch.cat(logits)
+    if split_point is None:
+        return None, predict(model, batches).logits
+    with capture_output(model, split_point.path) as captured:
+        found = predict(model, batches, captured={split_point.path: captured})
+    return found.captured[split_point.path], found.logits
 
 
 def bytes_held(split_point: SplitPoint, images: int) -> int:
-    """What the float32 features of so many images take."""
+    """Bytes that the float32 features of `images` images take."""
     return 4 * images * math.prod(split_point.features)
 
 
-def _nothing(like: Tensor, shape: torch.Size) -> Tensor:
-    """NaN for every image, of no weight in memory: what depends on it shows."""
+def _expanded_nan(like: Tensor, shape: torch.Size) -> Tensor:
+    """[len(like), *shape] of NaN in the memory of one number.
+
+    Whatever depends on the placeholder becomes NaN, so that the dependence shows.
+    """
     return like.new_full((), math.nan).expand(len(like), *shape)
 
 
 @contextmanager
-def _answering(module: nn.Module, forward: Any) -> Iterator[None]:
-    """`module` with another forward, and with its own again afterwards."""
+def _forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Within this context `module` has another forward; at the end it has its own again."""
     before = module.__dict__.get("forward")
     module.forward = forward
     try:
@@ -183,24 +208,3 @@ def _answering(module: nn.Module, forward: Any) -> Iterator[None]:
             del module.forward
         else:
             module.forward = before
-
-
-def _frozen(model: nn.Module, trained: Collection[int], path: str = "") -> Iterator[Any]:
-    """(path, module) of the largest modules without a trained parameter."""
-    for name, child in model.named_children():
-        inner = f"{path}.{name}" if path else name
-        if any(id(parameter) in trained for parameter in child.parameters()):
-            yield from _frozen(child, trained, inner)
-        else:
-            yield inner, child
-
-
-def _recorder(outputs: dict[str, list[Any]], path: str) -> Any:
-    """A hook that keeps a module's output and how many outputs came before it."""
-
-    def record(module: nn.Module, args: Any, output: Any) -> None:
-        number = sum(map(len, outputs.values()))
-        # A copy, since an in-place layer behind it would change what is recorded.
-        outputs[path].append((number, output.clone() if isinstance(output, Tensor) else output))
-
-    return record

@@ -2,23 +2,91 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
 import torch
 from torch import Tensor, nn
 
-from pbu_cli.data.preprocessing import batches
 from pbu_cli.runtime.batch_size_retry import BatchSizeRetry
-from pbu_cli.settings import Preprocessing
+
+Captures = Mapping[str, list[Tensor]]  # lists that forward hooks append to, by any name
+NO_CAPTURES: Captures = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model computed for n inputs.
+
+    logits: float32 [n, c]. captured: by name, all tensors that a hook captured, concatenated; a
+    name without any tensor is left out. other_counts: for each name that did not capture exactly
+    one tensor in every pass, how many it captured in the first pass where it was not one.
+    """
+
+    logits: Tensor
+    captured: dict[str, Tensor]
+    other_counts: dict[str, int]
 
 
 @torch.no_grad()
-def logits(
-    model: nn.Module, pixels: Tensor, preprocessing: Preprocessing, batch_size: int = 256
-) -> Tensor:
-    """The model's answers to uint8 images [n, k, h, w]: float32 [n, c], on the model's device."""
-    device = next(model.parameters()).device
-    unused = torch.zeros(len(pixels), dtype=torch.int8)
-    rounds = batches(pixels, unused, preprocessing, batch_size, device)
-    portion, found = BatchSizeRetry(), list[Tensor]()
-    for x, _ in rounds:
-        found += portion.each(lambda part, x=x: model(x[part]).float(), len(x))  # type: ignore[misc]
-    return torch.cat(found)
+def predict(
+    model: nn.Module,
+    batches: Iterable[Tensor],
+    *,
+    captured: Captures = NO_CAPTURES,
+    device: torch.device | str | None = None,
+    may_split: bool = True,
+) -> Predictions:
+    """Run `model` over `batches` of inputs, [n, *input] each, without gradients and in order.
+
+    captured: lists that hooks fill, as from `hooks.capture_output`. They are emptied before and
+    after each pass. device: where the results go after each pass; by default they stay where the
+    model computed them. The model's mode, train or eval, is left alone.
+
+    A batch for which the device's memory does not suffice is done again in halves, and so are all
+    later ones; what hooks captured in the failed pass is dropped. Raises the device's error where
+    a single input does not fit. may_split: False for a model whose results depend on which inputs
+    are in a batch; then no batch is split, and the device's error is raised at once.
+
+    >>> predict(nn.Flatten(), [torch.ones(2, 1, 3), torch.zeros(1, 1, 3)]).logits
+    tensor([[1., 1., 1.],
+            [1., 1., 1.],
+            [0., 0., 0.]])
+    """
+    retry = BatchSizeRetry()
+    logits: list[Tensor] = []
+    kept: dict[str, list[Tensor]] = {name: [] for name in captured}
+    other_counts: dict[str, int] = {}
+
+    def forward(inputs: Tensor) -> tuple[Tensor, dict[str, list[Tensor]]]:
+        try:
+            for tensors in captured.values():
+                tensors.clear()
+            output = _moved(model(inputs).float(), device)
+            return output, {
+                name: [_moved(tensor, device) for tensor in tensors]
+                for name, tensors in captured.items()
+            }
+        finally:
+            for tensors in captured.values():
+                tensors.clear()
+
+    for batch in batches:
+        passes = (
+            retry.each(lambda part, batch=batch: forward(batch[part]), len(batch))  # type: ignore[misc]
+            if may_split
+            else [forward(batch)]
+        )
+        for output, found in passes:
+            logits.append(output)
+            for name, tensors in found.items():
+                kept[name] += tensors
+                if len(tensors) != 1:
+                    other_counts.setdefault(name, len(tensors))
+    joined = {name: torch.cat(tensors) for name, tensors in kept.items() if tensors}
+    return Predictions(torch.cat(logits), joined, other_counts)
+
+
+def _moved(tensor: Tensor, device: torch.device | str | None) -> Tensor:
+    return tensor if device is None else tensor.to(device)

@@ -1,14 +1,14 @@
-"""Kernels cropped to the taps that ever meet the image.
+"""Crop convolution kernels to the region that ever meets a pixel.
 
-On small images the last stage sees maps of one or two pixels, where most taps of a 3x3 kernel only
-ever meet padding: of ResNet-34's last stage on 28x28 images 2 M weights out of 13 M take part in
-anything. The others' gradient is zero at every step, yet it would be computed, squared and
-descended.
+On small images the last stage has feature maps of one or two pixels, where most entries of a 3x3
+kernel only ever meet padding. Of the 13 M weights in ResNet-34's last stage only 2 M influence the
+logits for images of 28x28. The gradient of the other weights is zero at every step, yet it would
+be computed, squared and used for updates.
 
-A kernel whose live part is as large as the map is a matrix, and cheaper as one.
+A kernel whose used region is as large as the feature map is a matrix, and faster as one.
 
-Which taps are live follows from the sizes alone. Whether nothing else in the network uses a dead
-one is found by trying.
+The used region follows from the sizes alone. Whether anything else in the network needs the unused
+weights is found by trying.
 """
 
 from __future__ import annotations
@@ -24,37 +24,40 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pbu_cli.errors import PbuError, printable
+from pbu_cli.models.hooks import InputHook, first_argument, forward_hooks
 
 
 @dataclass(frozen=True)
 class KernelCrop:
-    """The live part of the kernel [out, in, h, w] of the convolution at `path`, which sees maps of
-    `image` (height, width); `padding` is what the part needs in place of the kernel's own.
+    """The used region of the kernel [out, in, h, w] of the convolution at `path`.
 
-    matrix: the part meets the whole map in one place. It is then [out, in * h * w], and what it
-    does a matrix product, whose backward pass takes a third of the convolution's time.
+    image: height and width of the feature maps that the convolution takes. used: the used rows and
+    columns of the kernel. padding: the padding with which the region alone gives the same output.
+    matrix: whether the region covers the whole map and is applied at one position only. The region
+    is then stored as [out, in * h * w] and applied as a matrix product, whose backward pass takes
+    a third of the convolution's time.
     """
 
     path: str
     image: tuple[int, ...]
-    taps: tuple[slice, slice]
+    used: tuple[slice, slice]
     padding: tuple[int, int]
     matrix: bool
 
     def of(self, kernel: Tensor) -> Tensor:
-        """The live part of something of the kernel's shape."""
-        part = kernel[:, :, self.taps[0], self.taps[1]]
-        return part.flatten(1) if self.matrix else part
+        """The used region of a tensor of the kernel's shape."""
+        region = kernel[:, :, self.used[0], self.used[1]]
+        return region.flatten(1) if self.matrix else region
 
-    def put(self, part: Tensor, kernel: Tensor) -> None:
-        """Have `part` for the live part of something of the kernel's shape."""
-        place = kernel[:, :, self.taps[0], self.taps[1]]
-        place.copy_(part.view(place.shape))
+    def put(self, region: Tensor, kernel: Tensor) -> None:
+        """Copy `region` into the used region of a tensor of the kernel's shape."""
+        place = kernel[:, :, self.used[0], self.used[1]]
+        place.copy_(region.view(place.shape))
 
-    def whole(self, part: Tensor, like: Tensor) -> Tensor:
-        """Something of the shape of the kernel `like`: zero but for its live part."""
-        kernel = part.new_zeros(like.shape)
-        self.put(part, kernel)
+    def whole(self, region: Tensor, like: Tensor) -> Tensor:
+        """A tensor of the shape of the kernel `like` that is zero outside its used region."""
+        kernel = region.new_zeros(like.shape)
+        self.put(region, kernel)
         return kernel
 
 
@@ -65,8 +68,11 @@ NO_CROPS: Crops = MappingProxyType({})
 def used_kernel_region(
     size: int, kernel: int, stride: int, padding: int, dilation: int
 ) -> tuple[slice, int] | None:
-    """The taps between the first and the last that ever meet one of `size` pixels, and the padding
-    with which they alone give the same; None where there is no such padding.
+    """The used region of a kernel along one dimension of a feature map of `size` pixels.
+
+    Returns the slice from the first to the last kernel entry that ever meets a pixel, and the
+    padding with which that slice alone gives the same output. Returns None where no such padding
+    exists.
 
     >>> used_kernel_region(1, kernel=3, stride=1, padding=1, dilation=1)
     (slice(1, 2, None), 0)
@@ -76,149 +82,169 @@ def used_kernel_region(
     (slice(0, 3, None), 1)
     """
 
-    def places(taps: int, padding: int) -> int:
-        return (size + 2 * padding - dilation * (taps - 1) - 1) // stride + 1
+    def positions(entries: int, padding: int) -> int:
+        return (size + 2 * padding - dilation * (entries - 1) - 1) // stride + 1
 
-    outputs = places(kernel, padding)
-    live = [
-        tap
-        for tap in range(kernel)
-        if any(0 <= at * stride + tap * dilation - padding < size for at in range(outputs))
+    outputs = positions(kernel, padding)
+    used = [
+        entry
+        for entry in range(kernel)
+        if any(0 <= at * stride + entry * dilation - padding < size for at in range(outputs))
     ]
-    if not live:
+    if not used:
         return None
-    left = padding - live[0] * dilation
-    taps = slice(live[0], live[-1] + 1)
-    fits = left >= 0 and places(taps.stop - taps.start, left) == outputs
-    return (taps, left) if fits else None
+    remaining = padding - used[0] * dilation
+    region = slice(used[0], used[-1] + 1)
+    fits = remaining >= 0 and positions(region.stop - region.start, remaining) == outputs
+    return (region, remaining) if fits else None
 
 
 @torch.no_grad()
 def find_crops(model: nn.Module, x: Tensor) -> dict[str, KernelCrop]:
-    """What of the model's kernels takes part in its answers to inputs of the size of `x`'s, by
-    parameter; only those of which not all does, or that are no more than a matrix.
+    """The crops of the model's kernels for inputs of the size of `x`, by parameter name.
 
-    x: a few inputs as the model takes them. Needs eval mode.
+    x: a few inputs as the model takes them. The model has to be in eval mode. A kernel is only
+    listed if part of it is unused or if its used region is a matrix. There are no crops at all if
+    the cropped model's logits differ from the model's.
 
     >>> model = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1)).eval()
     >>> [list(find_crops(model, torch.ones(1, 1, side, side))) for side in (1, 5)]
     [['0.weight'], []]
     """
-    sizes: dict[str, list[tuple[int, ...]]] = {}
-    uses: dict[int, int] = {}  # of each parameter, in how many places it stands
-    for _, parameter in model.named_parameters(remove_duplicate=False):
-        uses[id(parameter)] = uses.get(id(parameter), 0) + 1
-    with ExitStack() as hooks:
-        for path, module in model.named_modules():
-            # A subclass may do anything with its kernel, and so may who shares it.
-            if type(module) is not nn.Conv2d or "forward" in module.__dict__:
-                continue
-            kernel = module._parameters.get("weight")
-            if kernel is not None and uses[id(kernel)] == 1:
-                sizes[path] = []
-                hooks.enter_context(module.register_forward_pre_hook(_recorder(sizes[path])))
-        answers = model(x) if sizes else None
+    sizes: dict[str, list[tuple[int, ...]]] = {path: [] for path in _croppable(model)}
+    if not sizes:
+        return {}
+    recorders = ((model.get_submodule(path), _recorder(found)) for path, found in sizes.items())
+    with forward_hooks(inputs=recorders):
+        logits = model(x)
     crops = {}
-    for path, seen in sizes.items():
-        crop = _crop(path, model.get_submodule(path), seen[0]) if len(seen) == 1 else None
+    for path, visited in sizes.items():
+        crop = _crop(path, model.get_submodule(path), visited[0]) if len(visited) == 1 else None
         if crop is not None:
             crops[f"{path}.weight" if path else "weight"] = crop
-    return crops if crops and _same(model, crops, x, answers) else {}
+    return crops if crops and _same_logits(model, crops, x, logits) else {}
 
 
 def cropped_parameters(model: nn.Module, crops: Crops) -> dict[str, nn.Parameter]:
-    """Copies of the live parts, by the names of their kernels."""
-    return {name: _part(model.get_parameter(name), crop) for name, crop in crops.items()}
+    """Copies of the used regions, by the names of their kernels."""
+    return {name: _region_of(model.get_parameter(name), crop) for name, crop in crops.items()}
 
 
 @contextmanager
 def cropped(
-    model: nn.Module, crops: Crops, parts: Mapping[str, nn.Parameter] | None = None
+    model: nn.Module, crops: Crops, regions: Mapping[str, nn.Parameter] | None = None
 ) -> Iterator[None]:
-    """While it lasts the kernels are their live parts, parameters under the same names; afterwards
-    they are the whole ones again, with the parts as they are by then.
+    """Within this context the model's kernels are replaced by their used regions.
 
-    Nothing else changes. The model takes inputs of the one size the crops were found for. Where
-    `parts`, from `cropped_parameters`, are given, those are put in, and nothing is carried back.
+    The regions are parameters under the kernels' names. At the end the whole kernels are back,
+    with the values that the regions have by then. Nothing else changes. The model takes only
+    inputs of the size that the crops were found for.
+
+    regions: from `cropped_parameters`. If they are given, they are used in place of new copies and
+    nothing is written to the whole kernels.
     """
-    with ExitStack() as restored:
+    with ExitStack() as replaced:
         for name, crop in crops.items():
-            conv, part = model.get_submodule(crop.path), parts[name] if parts else None
-            restored.enter_context(_one_cropped(conv, crop, part))
+            convolution = model.get_submodule(crop.path)
+            replaced.enter_context(
+                _one_cropped(convolution, crop, regions[name] if regions else None)
+            )
         yield
 
 
-def _part(whole: Tensor, crop: KernelCrop) -> nn.Parameter:
-    part = crop.of(whole.detach()).clone(memory_format=torch.contiguous_format)
-    return nn.Parameter(part, requires_grad=whole.requires_grad)
+def _region_of(kernel: Tensor, crop: KernelCrop) -> nn.Parameter:
+    region = crop.of(kernel.detach()).clone(memory_format=torch.contiguous_format)
+    return nn.Parameter(region, requires_grad=kernel.requires_grad)
 
 
 @contextmanager
-def _one_cropped(conv: nn.Module, crop: KernelCrop, part: nn.Parameter | None) -> Iterator[None]:
-    assert isinstance(conv, nn.Conv2d)
-    whole, padding = conv.weight, conv.padding
-    conv.weight = _part(whole, crop) if part is None else part
-    conv.padding = crop.padding
-    if crop.matrix:
-        conv.forward = _product(conv)  # type: ignore[method-assign,assignment]
+def _one_cropped(
+    convolution: nn.Module, crop: KernelCrop, region: nn.Parameter | None
+) -> Iterator[None]:
+    assert isinstance(convolution, nn.Conv2d)
+    kernel, padding = convolution.weight, convolution.padding
 
-    def check(module: nn.Module, args: tuple[Any, ...]) -> None:
-        if args[0].shape[-2:] != crop.image:
+    def check_size(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        size = first_argument(args, kwargs).shape[-2:]
+        if size != crop.image:
             raise PbuError(
                 f"{printable(crop.path)}: the size of its input changes from call to call; expected"
-                f" {crop.image}, got {tuple(args[0].shape[-2:])}: such a network cannot be"
-                " unlearned, please report it"
+                f" {crop.image}, got {tuple(size)}: such a network cannot be unlearned, please"
+                " report it"
             )
 
-    hook = conv.register_forward_pre_hook(check)
+    convolution.weight = _region_of(kernel, crop) if region is None else region
+    convolution.padding = crop.padding
+    if crop.matrix:
+        convolution.forward = _matrix_product(convolution)  # type: ignore[method-assign,assignment]
     try:
-        yield
+        with forward_hooks(inputs=[(convolution, check_size)]):
+            yield
     finally:
-        hook.remove()
         if crop.matrix:
-            del conv.forward
-        if part is None:
+            del convolution.forward
+        if region is None:
             with torch.no_grad():
-                crop.put(conv.weight, whole)
-        conv.weight, conv.padding = whole, padding
+                crop.put(convolution.weight, kernel)
+        convolution.weight, convolution.padding = kernel, padding
 
 
-def _product(conv: nn.Conv2d) -> Callable[[Tensor], Tensor]:
-    """What a convolution does whose weight is a matrix."""
-    return lambda x: F.linear(x.flatten(1), conv.weight, conv.bias)[:, :, None, None]
+def _matrix_product(convolution: nn.Conv2d) -> Callable[[Tensor], Tensor]:
+    """The forward of a convolution whose weight is stored as a matrix."""
+    return lambda x: F.linear(x.flatten(1), convolution.weight, convolution.bias)[:, :, None, None]
 
 
-def _crop(path: str, conv: nn.Module, image: tuple[int, ...]) -> KernelCrop | None:
-    assert isinstance(conv, nn.Conv2d)
-    if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
-        return None
-    found = [
-        used_kernel_region(*of_side)
-        for of_side in zip(
-            image, conv.kernel_size, conv.stride, conv.padding, conv.dilation, strict=True
-        )
+def _croppable(model: nn.Module) -> list[str]:
+    """Paths of the plain convolutions whose kernel is theirs alone.
+
+    A subclass, a replaced forward or a second user may do anything with the kernel.
+    """
+    uses: dict[int, int] = {}  # by id of the parameter: how many names it has in the model
+    for _, parameter in model.named_parameters(remove_duplicate=False):
+        uses[id(parameter)] = uses.get(id(parameter), 0) + 1
+    return [
+        path
+        for path, module in model.named_modules()
+        if type(module) is nn.Conv2d
+        and "forward" not in module.__dict__
+        and (kernel := module._parameters.get("weight")) is not None
+        and uses[id(kernel)] == 1
     ]
-    if found[0] is None or found[1] is None:
-        return None
-    (rows, above), (columns, left) = found[0], found[1]
-    live = rows.stop - rows.start, columns.stop - columns.start
-    matrix = conv.groups == 1 and live == image and (above, left) == (0, 0)
-    crop = KernelCrop(path, image, (rows, columns), (above, left), matrix)
-    return crop if matrix or live != conv.kernel_size else None
 
 
-def _same(model: nn.Module, crops: Crops, x: Tensor, answers: Any) -> bool:
-    """Whether the cropped model answers as the whole one does."""
-    try:
-        with cropped(model, crops):
-            return torch.allclose(model(x), answers, 1e-4, 1e-5)
-    except Exception:  # code of the user's own that reads a kernel may raise anything
-        return False
-
-
-def _recorder(sizes: list[tuple[int, ...]]) -> Any:
-    def record(module: nn.Module, args: tuple[Any, ...]) -> None:
-        if args:  # who names the argument is left as he is
+def _recorder(sizes: list[tuple[int, ...]]) -> InputHook:
+    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if args:  # a convolution whose input is passed by name is not cropped
             sizes.append(tuple(args[0].shape[-2:]))
 
     return record
+
+
+def _crop(path: str, convolution: nn.Module, image: tuple[int, ...]) -> KernelCrop | None:
+    assert isinstance(convolution, nn.Conv2d)
+    if convolution.padding_mode != "zeros" or isinstance(convolution.padding, str):
+        return None
+    regions = [
+        used_kernel_region(*of_side)
+        for of_side in zip(
+            image, convolution.kernel_size, convolution.stride, convolution.padding,
+            convolution.dilation, strict=True,
+        )
+    ]  # fmt: skip
+    rows, columns = regions
+    if rows is None or columns is None:
+        return None
+    used, padding = (rows[0], columns[0]), (rows[1], columns[1])
+    sides = (used[0].stop - used[0].start, used[1].stop - used[1].start)
+    matrix = convolution.groups == 1 and sides == image and padding == (0, 0)
+    crop = KernelCrop(path, image, used, padding, matrix)
+    return crop if matrix or sides != convolution.kernel_size else None
+
+
+def _same_logits(model: nn.Module, crops: Crops, x: Tensor, logits: Any) -> bool:
+    """Whether the cropped model gives the logits that the whole model gave for x."""
+    try:
+        with cropped(model, crops):
+            return torch.allclose(model(x), logits, 1e-4, 1e-5)
+    except Exception:  # user code that reads a kernel may raise anything
+        return False

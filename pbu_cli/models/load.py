@@ -1,45 +1,45 @@
-"""A checkpoint as a loaded network: which architecture it is, from the best source there is.
+"""From a checkpoint to a network with the checkpoint's weights.
 
-The order is `--arch`, config.json or metadata, the tensors themselves. Code is imported only
-when the user names it with `--arch`: nothing inside a checkpoint or beside it is ever run.
+The architecture comes from the first of these sources that tells it: `--arch`, config.json or the
+checkpoint's metadata, the names and shapes of the tensors. Code is imported only if the user names
+it with `--arch`: nothing inside a checkpoint or beside it is ever run.
 """
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import re
 import sys
-from collections.abc import Callable
+from collections.abc import Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
-from importlib.machinery import SourceFileLoader
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pbu_cli.errors import CheckpointError, ImageError, InvalidUsage, is_out_of_memory, printable
 from pbu_cli.io.checkpoint import Checkpoint
-from pbu_cli.models.architecture_inference import infer, infer_as
-from pbu_cli.models.build import build, load
+from pbu_cli.models.architecture_inference import Difference, infer, infer_as
+from pbu_cli.models.build import build, user_module
 from pbu_cli.models.model_config import Description
 from pbu_cli.models.registry import Architecture, Shapes
 
 DIFFERENCES_SHOWN = 4
-COUNTER = "num_batches_tracked"  # BatchNorm's counter, which files of old torch lack
-RGB = 3  # channels that a network is taken to want that does not tell
-TRIAL = 2  # images of the trial: a module that drops the axis of a single one shows with two
+COUNTER = "num_batches_tracked"  # BatchNorm's counter, which files of old torch versions lack
+RGB = 3  # assumed channels of a network without a convolution
+# Images in the trial pass: a module that drops the batch axis of a single image is only noticed
+# with two.
+TRIAL = 2
 
 
 @dataclass(frozen=True)
 class Network:
-    """A module in eval mode, float32, with the checkpoint's weights.
+    """A module in eval mode, in float32, with the checkpoint's weights.
 
-    `builder` is its torchvision name, None for the user's own; `image_size` the one size it takes,
-    None where it takes any; `prefix` what the file's names have before the module's. Of the user's
-    own, `num_classes` is the width of the last layer defined, until `try_out` has seen an answer.
+    name: what the user is shown. builder: its torchvision name, None for the user's own module.
+    num_classes: for the user's own module this is the width of the last layer defined, until
+    `try_out` has seen logits. image_size: the only size that the module takes, None where it takes
+    any. prefix: what precedes the module's tensor names in the file. source: what told the
+    architecture.
     """
 
     module: nn.Module
@@ -53,13 +53,13 @@ class Network:
 
 
 def load_network(checkpoint: Checkpoint, arch: str | None, description: Description) -> Network:
-    """Build the checkpoint's network and load its weights, computed in float32.
+    """Build the checkpoint's network in float32 and load its weights.
 
-    Raises CheckpointError where tensors fit no architecture or not the one named, InvalidUsage
-    where `--arch` names nothing that can be built.
+    arch: the value of `--arch`. Raises CheckpointError where the tensors fit no architecture, or
+    not the one that is named; InvalidUsage where `--arch` names nothing that can be built.
     """
     if arch is not None and ":" in arch:
-        return _own_network(checkpoint, arch)
+        return _user_network(checkpoint, arch)
     if arch is not None:
         architecture, source = infer_as(arch, checkpoint.shapes), "--arch"
     elif description.architecture is not None:
@@ -69,7 +69,7 @@ def load_network(checkpoint: Checkpoint, arch: str | None, description: Descript
         architecture = infer(checkpoint.shapes)
         source = f"names and shapes of {len(checkpoint.tensors)} tensors"
     module = build(architecture)
-    load(module, checkpoint.tensors)
+    load_tensors(module, checkpoint.tensors)
     return Network(
         module.eval(),
         _shown(architecture),
@@ -84,11 +84,11 @@ def load_network(checkpoint: Checkpoint, arch: str | None, description: Descript
 
 @torch.no_grad()
 def try_out(network: Network, channels: int, size: tuple[int, int], *, flagged: bool) -> Network:
-    """The network after one forward pass of black images, with the classes that it answered.
+    """Run the network once on black images; returns it with the number of classes in its logits.
 
-    The one place where images that it does not take, or answers that are no logits, show: raises
-    CheckpointError for a module of the user's own; for one of torchvision's InvalidUsage if flags
-    say what its images are (`flagged`), else ImageError.
+    This is the one place that notices images that the network does not take, or output that is not
+    logits. For the user's own module it then raises CheckpointError. For a torchvision module it
+    raises InvalidUsage if flags say what the images are (`flagged`), and ImageError otherwise.
     """
     device = next(network.module.parameters()).device
     images = torch.zeros(TRIAL, channels, *size, device=device)
@@ -97,10 +97,10 @@ def try_out(network: Network, channels: int, size: tuple[int, int], *, flagged: 
     subject = f"--arch {printable(network.name)}" if own else network.name
     try:
         logits = network.module(images)
-    except (Exception, SystemExit) as error:  # torch raises nearly anything, user code anything
+    except (Exception, SystemExit) as error:  # torch and the user's code may raise anything
         if is_out_of_memory(error):
             raise
-        advice = "--channels, if it takes others" if own else "leave --channels away"
+        advice = "--channels, if it takes others" if own else "omit --channels"
         kind = CheckpointError if own else InvalidUsage if flagged else ImageError
         raise kind(
             f"{subject}: fails on {TRIAL} images of {shape} (channels, height, width):"
@@ -112,28 +112,49 @@ def try_out(network: Network, channels: int, size: tuple[int, int], *, flagged: 
         if isinstance(logits, Tensor):
             found = f"shape {list(logits.shape)}"
         raise CheckpointError(
-            f"{subject}: answers {TRIAL} images of {shape} with {found}; expected logits of shape"
-            f" [{TRIAL}, classes]: wrap the module so that it returns them alone"
+            f"{subject}: returns {found} for {TRIAL} images of {shape}; expected logits of shape"
+            f" [{TRIAL}, classes]: wrap the module so that it returns only the logits"
         )
     return replace(network, num_classes=logits.shape[1])
 
 
-def _own_network(checkpoint: Checkpoint, arch: str) -> Network:
-    module = _call(_imported(arch), arch)
+def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copy a checkpoint's tensors into the module, cast to the module's own dtypes.
+
+    Raises RuntimeError if names or shapes differ. BatchNorm counters may be missing, as in old
+    files; they become 0.
+    """
+    # MNASNet refuses a state without the version that `state_dict()` keeps as an attribute and
+    # that safetensors files do not carry. Only the version of the module itself is given: without
+    # theirs, the BatchNorms in it accept files from before `num_batches_tracked`.
+    state = _VersionedState(tensors)
+    state._metadata = {"": {"version": model._version}}
+    model.load_state_dict(state)
+
+
+class _VersionedState(dict[str, Tensor]):
+    """A state dict with the version table that `Module.load_state_dict` looks for."""
+
+    _metadata: dict[str, dict[str, int]]
+
+
+def _user_network(checkpoint: Checkpoint, arch: str) -> Network:
+    module = user_module(arch)
     expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    # `model.` may be of a wrapper, or of this very module: the stored names are tried first.
+    # A prefix such as `model.` may belong to a wrapper or to this very module, so that the names
+    # as stored are tried first.
     prefix = checkpoint.prefix
     prefixes = ["", *(prefix[: dot + 1] for dot, letter in enumerate(prefix) if letter == ".")]
     readings = [checkpoint.under(prefix) for prefix in prefixes]
-    checkpoint = min(readings, key=lambda reading: len(_faults(expected, reading.shapes)))
-    faults = _faults(expected, checkpoint.shapes)
-    if faults:
+    checkpoint = min(readings, key=lambda reading: len(_differences(expected, reading.shapes)))
+    found = _differences(expected, checkpoint.shapes)
+    if found:
         raise CheckpointError(
             f"{printable(checkpoint.path)}: does not fit --arch {printable(arch)}:"
-            f" {len(faults)} tensors differ: {'; '.join(faults[:DIFFERENCES_SHOWN])}"
-            + ("; ..." if len(faults) > DIFFERENCES_SHOWN else "")
+            f" {len(found)} tensors differ: {'; '.join(map(str, found[:DIFFERENCES_SHOWN]))}"
+            + ("; ..." if len(found) > DIFFERENCES_SHOWN else "")
         )
-    load(module.float(), checkpoint.tensors)
+    load_tensors(module.float(), checkpoint.tensors)
     _print_to_stderr(module.eval())
     convolution = next((m for m in module.modules() if isinstance(m, nn.Conv2d)), None)
     layers = [m for m in module.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
@@ -147,98 +168,37 @@ def _own_network(checkpoint: Checkpoint, arch: str) -> Network:
     return Network(module, arch, None, classes, channels, None, checkpoint.prefix, "--arch")
 
 
-def own_module(arch: str) -> nn.Module:
-    """What the user's `--arch FILE.py:FUNCTION` or `pkg.mod:FUNCTION` returns, as it is.
-
-    Raises InvalidUsage where it cannot be imported or called, or returns no module.
-    """
-    return _call(_imported(arch), arch)
-
-
 def _print_to_stderr(module: nn.Module) -> None:
-    """Have what the user's forward prints go to stderr: stdout is for results."""
-    held: list[redirect_stdout[Any]] = []
+    """Send what the user's forward prints to stderr, since stdout is for results."""
+    redirections: list[redirect_stdout[Any]] = []
 
     def enter(*_: Any) -> None:
-        held.append(redirect_stdout(sys.stderr))
-        held[-1].__enter__()
+        redirections.append(redirect_stdout(sys.stderr))
+        redirections[-1].__enter__()
 
     def leave(*_: Any) -> None:
-        held.pop().__exit__(None, None, None)
+        redirections.pop().__exit__(None, None, None)
 
     module.register_forward_pre_hook(enter)
     module.register_forward_hook(leave, always_call=True)
 
 
-def _faults(expected: Shapes, found: Shapes) -> list[str]:
-    faults = [f"{n} is missing" for n in expected if n not in found and not n.endswith(COUNTER)]
-    faults += [f"{printable(n, 80)} is unexpected" for n in found if n not in expected]
-    return faults + [
-        f"{n} is {list(found[n])}, expected {list(expected[n])}"
-        for n in expected
-        if n in found and found[n] != expected[n]
+def _differences(expected: Shapes, found: Shapes) -> list[Difference]:
+    """Tensors that are missing, unexpected or of another shape, in this order."""
+    missing = [n for n in expected if n not in found and not n.endswith(COUNTER)]
+    return [
+        *(Difference(name, None, expected[name]) for name in missing),
+        *(Difference(name, found[name], None) for name in found if name not in expected),
+        *(
+            Difference(name, found[name], shape)
+            for name, shape in expected.items()
+            if name in found and found[name] != shape
+        ),
     ]
 
 
-class _SourceAlone(SourceFileLoader):
-    """Runs what the file says: bytecode beside it is neither read, since anyone may have put it
-    there, nor written, since the folder is the user's."""
-
-    def path_stats(self, path: str | bytes) -> NoReturn:
-        raise OSError  # of a source whose age is unknown, importlib keeps no bytecode
-
-
-def _imported(arch: str) -> Callable[..., Any]:
-    place, _, function = arch.rpartition(":")
-    shown = printable(arch)
-    try:
-        if place.endswith(".py"):
-            path = Path(place)
-            if not path.is_file():
-                raise InvalidUsage(f"--arch {shown}: no file {printable(place)}")
-            name = f"pbu_arch_{path.stem}"
-            loader = _SourceAlone(name, place)
-            spec = importlib.util.spec_from_file_location(name, place, loader=loader)
-            assert spec is not None
-            source = importlib.util.module_from_spec(spec)
-            sys.modules[name] = source  # dataclasses and pickling look their module up there
-            with redirect_stdout(sys.stderr):
-                loader.exec_module(source)
-        elif re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", place):
-            source = importlib.import_module(place)
-        else:
-            raise InvalidUsage(f"--arch {shown}: expected FILE.py:FUNCTION or pkg.mod:FUNCTION")
-        found = getattr(source, function, None)
-    except InvalidUsage:
-        raise
-    except (Exception, SystemExit) as error:  # the user's code may raise anything
-        raise InvalidUsage(
-            f"--arch {shown}: importing it raised {type(error).__name__}: {printable(error)}"
-        ) from None
-    if not callable(found):
-        raise InvalidUsage(f"--arch {shown}: {printable(place)} has no function {function}")
-    return found  # type: ignore[no-any-return]
-
-
-def _call(function: Callable[..., Any], arch: str) -> nn.Module:
-    try:
-        with redirect_stdout(sys.stderr):  # stdout is for results
-            module = function()
-    except (Exception, SystemExit) as error:  # the user's code may raise anything
-        raise InvalidUsage(
-            f"--arch {printable(arch)}: calling it without arguments raised"
-            f" {type(error).__name__}: {printable(error)}; expected a function that returns the"
-            " module"
-        ) from None
-    if not isinstance(module, nn.Module):
-        raise InvalidUsage(
-            f"--arch {printable(arch)}: returned a {type(module).__name__}, expected a"
-            " torch.nn.Module"
-        )
-    return module
-
-
 def _shown(architecture: Architecture) -> str:
+    """The architecture as the user is shown it."""
     channels = architecture.in_channels
     parts = [
         f"{architecture.num_classes} classes",

@@ -1,6 +1,6 @@
-"""What a config.json beside the checkpoint, or the checkpoint's metadata, say of the model.
+"""The description of a model in a config.json beside its checkpoint and in its metadata.
 
-Both come from strangers: every value is checked for type and bounds, and none is code.
+Neither is trusted: every value is checked for type and bounds, and no value is run as code.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pbu_cli.io.regular_files import read_whole
 from pbu_cli.io.strict_json import from_json
 
 LARGEST_CONFIG = 1 << 20  # bytes; a timm config.json has a few kilobytes
-OWN_KEY = "pbu"  # metadata that pbu itself writes, as JSON
-# Keys that anyone may write, and keys that pbu does.
+OWN_KEY = "pbu"  # the metadata key under which pbu itself writes, as JSON
+# The keys that are read from any author, and those that are read only from under OWN_KEY.
 STATED = ("architecture", "num_classes", "label_names", "mean", "std", "input_size")
 RECORDED = ("mean", "std", "input_size", "forgotten")
 RECORD = "metadata written by pbu"
@@ -26,9 +26,10 @@ RECORD = "metadata written by pbu"
 
 @dataclass(frozen=True)
 class Description:
-    """What config.json or metadata say of a model; every field may be unknown.
+    """What config.json or the metadata tell about a model; every field may be unknown.
 
-    `sources` tells, for each field that is known, which of them says so.
+    size: height and width. forgotten: classes that an earlier run of pbu has made the network
+    forget. sources: for each known field, where its value comes from.
     """
 
     architecture: str | None = None
@@ -41,7 +42,7 @@ class Description:
     sources: Mapping[str, str] = field(default_factory=dict)
 
     def processed_like(self, other: Description) -> Description:
-        """The same, with the mean, std and size that pbu recorded in another file, if it did."""
+        """This description with the mean, std and size that pbu recorded in `other`, if it did."""
         recorded = [key for key in ("mean", "std", "size") if other.sources.get(key) == RECORD]
         sources = {**self.sources, **dict.fromkeys(recorded, RECORD)}
         return replace(self, **{key: getattr(other, key) for key in recorded}, sources=sources)
@@ -50,12 +51,13 @@ class Description:
 def describe(path: Path, metadata: Mapping[str, str]) -> Description:
     """Read the timm-style `config.json` beside the checkpoint at `path`, and its metadata.
 
-    Understood keys: `architecture`, `num_classes`, `label_names`, `mean`, `std`, `input_size`; all
-    but `num_classes` may stand under `pretrained_cfg` too. config.json wins over metadata, for a
-    person put it there; but what pbu recorded in an output (`mean`, `std`, `input_size`,
-    `forgotten`) wins over both, for that is what these weights were unlearned with, and a
-    config.json may have come from elsewhere since.
-    Raises CheckpointError naming the key that is malformed.
+    The keys are `architecture`, `num_classes`, `label_names`, `mean`, `std` and `input_size`. All
+    but `num_classes` may also stand under `pretrained_cfg`. config.json wins over the metadata,
+    because a person put it there. What pbu recorded in an output (`mean`, `std`, `input_size`,
+    `forgotten`) wins over both, because these weights were unlearned with it and the config.json
+    may have come from elsewhere since.
+
+    Raises CheckpointError that names the malformed key.
     """
     found: dict[str, tuple[Any, str]] = {}
     for source, keys, fields in (  # later ones win
@@ -68,23 +70,23 @@ def describe(path: Path, metadata: Mapping[str, str]) -> Description:
     return _description(found)
 
 
-def _config(beside: Path) -> dict[str, Any]:
-    """The keys of a config.json, those under `pretrained_cfg` among them; none without a file."""
+def _config(path: Path) -> dict[str, Any]:
+    """The keys of a config.json, including those under `pretrained_cfg`; none without a file."""
     try:
-        config = from_json(read_whole(beside, LARGEST_CONFIG))
+        config = from_json(read_whole(path, LARGEST_CONFIG))
         if not isinstance(config, dict):
             raise ValueError("not a JSON object")
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{printable(beside)}: not a readable config.json ({printable(_why(error))}); mend it"
-            " or move it away and say --arch, --mean, --std, --size"
+            f"{printable(path)}: not a readable config.json ({printable(_why(error))});"
+            " correct it, or move it away and pass --arch, --mean, --std, --size"
         ) from None
     inner = config.get("pretrained_cfg")
     if not isinstance(inner, dict):
         return config
-    # What stands there of classes is of the network that this one was fine-tuned from.
+    # `num_classes` in there belongs to the network that this one was fine-tuned from.
     return {**config, **inner, "num_classes": config.get("num_classes")}
 
 
@@ -93,15 +95,15 @@ def _why(error: Exception) -> object:
 
 
 def metadata_with(metadata: Mapping[str, str], **facts: Any) -> dict[str, str]:
-    """The metadata of an output: every key of the input's kept, and what pbu knows under `pbu`.
+    """The metadata of an output: all keys of the input, and `facts` as JSON under `pbu`.
 
-    `describe` reads it back, so that the output can be evaluated without a flag.
+    `describe` reads them back, so that the output can be evaluated without flags.
     """
     return {**metadata, OWN_KEY: json.dumps(facts, sort_keys=True)}
 
 
 def _parsed(text: str) -> Any:
-    """Metadata are strings; what is JSON in them stands for its value, all else for itself."""
+    """The value of a metadata string: what it says as JSON, or the string itself if it is none."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -120,7 +122,7 @@ def _description(found: Mapping[str, tuple[Any, str]]) -> Description:
         except (TypeError, ValueError, OverflowError):
             raise CheckpointError(
                 f"{source}: {key} is {printable(json.dumps(value))[:80]}; expected {expected}:"
-                " mend it, or move it away and use the flags"
+                " correct it, or move it away and use the flags"
             ) from None
     return Description(**known, sources=sources)
 
@@ -170,7 +172,7 @@ def _indices(value: Any) -> tuple[int, ...]:
     return tuple(value)
 
 
-# key -> field, what is expected there, how it is read
+# key -> (field of Description, what is expected, parser)
 FIELDS: dict[str, tuple[str, str, Callable[[Any], Any]]] = {
     "architecture": ("architecture", "a torchvision name such as resnet34", _name),
     "num_classes": ("num_classes", "a whole number", _count),

@@ -1,7 +1,8 @@
-"""Which parameters train: the head, the last stage, all, or a pattern of the user's.
+"""Which parameters train: the head, the last stage, all, or those that match a pattern.
 
-Forgetting belongs where classes are told apart. What each family of networks calls its last
-stage stands in one table; a network of the user's own is read by one rule.
+Unlearning changes the layers that tell classes apart. A table lists the last stage and the head of
+each family of torchvision networks. For a network of the user's own they follow from one rule
+(`_by_position`).
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from torch import nn
 
 from pbu_cli.errors import InvalidUsage, printable
 
-# torchvision builder -> (last stage, head), both as patterns on parameter names. The last stage
-# is the network's last resolution, with the norm or 1x1 convolution behind it; of the plain
-# AlexNet and VGG it is the hidden fully connected layers, of transformers the last quarter.
+# torchvision builder -> (last stage, head), both as patterns on parameter names. The last stage is
+# all blocks at the network's last resolution, with the norm or 1x1 convolution after them. For
+# AlexNet and VGG it is the hidden fully connected layers, for transformers the last quarter.
 LAST_STAGES: dict[str, tuple[str, str]] = {
     r"(wide_)?resne[x]?t\d+.*": (r"layer4\.", r"fc\."),
     r"regnet_.*": (r"trunk_output\.block4\.", r"fc\."),
@@ -42,13 +43,18 @@ LAST_STAGES: dict[str, tuple[str, str]] = {
 def trained_parameters(
     model: nn.Module, architecture: str | None, layers: str
 ) -> tuple[list[str], list[str]]:
-    """Names of the parameters that train, and of those among them that form the head.
+    """The names of the parameters that train, and of those among them that belong to the head.
 
-    `layers` is `stage` (the last stage), `last` (that and the head), `head`, `all`, or a regular
-    expression searched for in parameter names. `architecture` is a torchvision builder, None for
-    the user's own network.
-    Raises InvalidUsage where nothing matches, or the expression is none.
+    layers: `stage` (the last stage), `last` (the last stage and the head), `head`, `all`, or a
+    regular expression that is searched for in parameter names. architecture: a torchvision
+    builder, None for the user's own network.
+
+    Raises InvalidUsage where `layers` is empty, matches nothing, or does not compile.
     """
+    if not layers:
+        raise InvalidUsage(
+            "--layers: got an empty text; expected stage, last, head, all or a pattern"
+        )
     names = [name for name, _ in model.named_parameters()]
     stage, head = _stage_and_head(model, architecture)
     in_head = {name for name in names if re.match(head, name)}
@@ -84,10 +90,10 @@ def _stage_and_head(model: nn.Module, architecture: str | None) -> tuple[str, st
 
 
 def blocks(model: nn.Module) -> dict[str, nn.Module]:
-    """A network's parts in the order of definition, by path: its children that have parameters.
+    """A network's blocks by path, in order of definition: its children that have parameters.
 
-    A child that holds nine tenths of all parameters (a `features` or `backbone`) is open_session and its
-    own children count instead.
+    A child with more than nine tenths of all parameters (a `features` or `backbone`) is replaced
+    by its own children.
 
     >>> inner = nn.Sequential(nn.Linear(9, 9), nn.ReLU(), nn.Linear(9, 9))
     >>> list(blocks(nn.Sequential(inner, nn.Linear(9, 1))))
@@ -101,15 +107,15 @@ def blocks(model: nn.Module) -> dict[str, nn.Module]:
         inner = {f"{wrapper}.{n}": child for n, child in inner.items() if _size(child)}
         if not inner or wrapper is None:
             return found
-        open_session: dict[str, nn.Module] = {}
+        opened: dict[str, nn.Module] = {}
         for name, child in found.items():
-            open_session.update(inner if name == wrapper else {name: child})
-        found = open_session
+            opened.update(inner if name == wrapper else {name: child})
+        found = opened
 
 
 def head_module(model: nn.Module, architecture: str | None) -> str | None:
-    """The path of the layer that gives the logits: the last linear or convolutional one of the
-    head; None where there is none. Its input is what the network makes of an image at last.
+    """The path of the layer that gives the logits: the last linear or convolutional layer of the
+    head, None where there is none. Its input is the network's last feature vector.
 
     >>> head_module(nn.Sequential(nn.Linear(9, 9), nn.ReLU(), nn.Linear(9, 3)), None)
     '2'
@@ -124,13 +130,13 @@ def head_module(model: nn.Module, architecture: str | None) -> str | None:
 
 
 def maps_channels_last(architecture: str | None) -> bool:
-    """Whether the network's feature maps are [n, height, width, k]: Swin's."""
+    """Whether the network's feature maps are [n, height, width, k], as in Swin."""
     return architecture is not None and architecture.startswith("swin")
 
 
 def _by_position(model: nn.Module) -> tuple[str, str]:
-    """The user's own network: the head is the last block with parameters, the last stage the
-    fewest blocks before it that hold a quarter of the other parameters.
+    """Patterns for the user's own network: the head is the last block with parameters. The last
+    stage is the smallest run of blocks before it with a quarter of the remaining parameters.
     """
     found = blocks(model)
     names = list(found)

@@ -1,4 +1,10 @@
-"""The torchvision classifiers known by the names and shapes of their tensors; without torch."""
+"""The table of torchvision's classifiers: the names and shapes of their tensors. No torch needed.
+
+`registry.json` holds the table. A size that the user chooses stands there as a symbol: `classes`,
+`channels` (of the image) and `1+n*n` (position embedding of a ViT: a class token and n x n
+patches). `python -m tests.measure.make_registry` writes the file; a test compares it with the
+installed torchvision.
+"""
 
 from __future__ import annotations
 
@@ -8,24 +14,26 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
-Shapes = Mapping[str, tuple[int, ...]]
-Pattern = Mapping[str, tuple[int | str, ...]]
+Shapes = Mapping[str, tuple[int, ...]]  # by tensor name
+Pattern = Mapping[str, tuple[int | str, ...]]  # by tensor name; a symbol for each free size
 
-CLASSES, CHANNELS, TOKENS = "classes", "channels", "1+n*n"
+CLASSES, CHANNELS, TOKENS = "classes", "channels", "1+n*n"  # the symbols
 
-# Heads used in training only, which many checkpoints leave out.
+# Prefixes of the heads that are used in training only. Many checkpoints omit their tensors.
 AUXILIARY = {"googlenet": ("aux1.", "aux2."), "inception_v3": ("AuxLogits.",)}
 RESNETS = ("resnet", "resnext", "wide_resnet")
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A torchvision classifier and the variations of it that tensors can show.
+    """A torchvision classifier and those of its variations that tensors can show.
 
-    `image_size` is the one size that the module takes, None where it takes any. For a ViT the
-    tensors fix it; MaxViT has the same tensors at every size, so it is the default there, and
-    `dataclasses.replace` may change it.
+    image_size: the only size that the module takes, None where it takes any. The tensors of a ViT
+    determine it. MaxViT has the same tensors at every size; there it is the default size, which
+    `dataclasses.replace` may change.
     """
+
+    # The class's name and fields are part of its repr, which is digested: do not rename them.
 
     name: str
     num_classes: int
@@ -36,7 +44,7 @@ class Architecture:
 
 
 def stem(name: str) -> str:
-    """Name of the weight of the convolution that sees the image.
+    """The name of the weight of the first convolution, whose input is the image.
 
     >>> stem("resnet18"), stem("vit_b_16")
     ('conv1.weight', 'conv_proj.weight')
@@ -48,8 +56,8 @@ def stem(name: str) -> str:
 def registry() -> dict[str, Pattern]:
     """Tensor names and symbolic shapes of every known classifier, in alphabetical order.
 
-    In the file each distinct module stands once, after its children: an entry of a module is
-    the shape of a tensor or the index of a child.
+    The file lists each distinct module once, after its children. An entry of a module is either
+    the shape of a tensor or the index of a child module.
     """
     stored = json.loads(
         resources.files("pbu_cli.models").joinpath("registry.json").read_text("utf-8")

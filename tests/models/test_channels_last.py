@@ -1,8 +1,9 @@
-"""Kernels with their channels last: which, for how long, and that nothing else changes."""
+"""Kernels in channels-last format: which networks, how long, and that nothing else changes."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 
 from pbu_cli.models.channels_last import contiguous, put_channels_last
+from tests.conftest import Ran
 
 LARGE, SMALL = (97, 97), (96, 96)
 
@@ -25,7 +27,7 @@ def is_last(model: nn.Module) -> bool:
     return found.pop()
 
 
-def small(*behind: nn.Module) -> nn.Module:
+def small(*behind: nn.Module) -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3), *behind).eval()
 
@@ -34,18 +36,18 @@ POOLED = (nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
 @pytest.mark.parametrize(("size", "last"), [(LARGE, True), (SMALL, False), ((200, 96), False)])
-def test_of_large_images_a_network_has_its_channels_last(size, last):
+def test_a_network_for_large_images_is_stored_channels_last(size: Any, last: bool) -> None:
     model = small(*POOLED)
     before, x = copy.deepcopy(model), torch.randn(2, 3, *size)
     put_channels_last(model, 3, size)
     assert is_last(model) == last
     torch.testing.assert_close(model(x), before(x))
-    for ours, theirs in zip(model.parameters(), before.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
+    for found, expected in zip(model.parameters(), before.parameters(), strict=True):
+        assert torch.equal(found, expected)
 
 
 class Views(nn.Module):
-    """Takes for granted how maps lie: says so, or gives something else."""
+    """Depends on the memory format of its maps: raises, or gives something else."""
 
     def __init__(self, quietly: bool) -> None:
         super().__init__()
@@ -58,12 +60,13 @@ class Views(nn.Module):
 
 
 class Tied(nn.Module):
-    """Two parameters in one memory."""
+    """Two parameters share memory."""
 
     def __init__(self, other: nn.Module, size: int) -> None:
         super().__init__()
         self.one, self.other = nn.Conv2d(3, 3, size), other
-        other.weight.data = self.one.weight.data.view(other.weight.shape)
+        weight = other.get_parameter("weight")
+        weight.data = self.one.weight.data.view(weight.shape)
 
     def forward(self, x: Tensor) -> Tensor:
         z = self.one(x)
@@ -86,7 +89,7 @@ class Backward(nn.Module):
 
 
 class Particular(nn.Module):
-    """Takes images in [0, 1] alone, and has a buffer that can have no channels last."""
+    """Takes only images in [0, 1], and has a buffer that has no channels-last format."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,11 +99,11 @@ class Particular(nn.Module):
         assert bool(((x >= 0) & (x <= 1)).all())
         return x
 
-    def to(self, device: Any) -> nn.Module:
+    def to(self, device: Any) -> nn.Module:  # type: ignore[override]
         return super().to(device)
 
 
-def test_a_particular_network_has_its_channels_last_all_the_same():
+def test_a_network_with_special_inputs_and_buffers_is_stored_channels_last() -> None:
     model = nn.Sequential(Particular(), *small(*POOLED)).eval()
     put_channels_last(model, 3, LARGE)
     assert is_last(model)
@@ -123,7 +126,7 @@ class Refuses(nn.Module):
         nn.Sequential(Refuses(), *small(*POOLED)).eval(),
     ],
 )
-def test_a_network_that_relies_on_how_its_maps_lie_keeps_them(model):
+def test_a_network_that_depends_on_its_memory_format_keeps_it(model: Any) -> None:
     x = torch.zeros(2, 3, *LARGE)
     before = model(x)
     shared = len({p.data_ptr() for p in model.parameters()})
@@ -133,11 +136,11 @@ def test_a_network_that_relies_on_how_its_maps_lie_keeps_them(model):
     assert len({p.data_ptr() for p in model.parameters()}) == shared
 
 
-def test_a_network_without_kernels_is_left_alone():
+def test_a_network_without_kernels_is_left_alone() -> None:
     put_channels_last(nn.Sequential(nn.Flatten(), nn.Linear(3 * 97 * 97, 2)), 3, LARGE)
 
 
-def test_contiguous_meanwhile_and_as_before_afterwards_after_an_error_too():
+def test_contiguous_restores_the_format_even_after_an_error() -> None:
     model = small(*POOLED)
     put_channels_last(model, 3, LARGE)
     kernel = model[0].weight
@@ -152,8 +155,11 @@ def test_contiguous_meanwhile_and_as_before_afterwards_after_an_error_too():
     assert is_last(model)
 
 
-def test_what_is_written_lies_as_the_checkpoint_did(pbu, tmp_path: Path):
-    """Of 97 pixels, where the network that trains has its channels last."""
+@pytest.mark.slow
+def test_tensors_are_written_in_the_order_of_the_checkpoint(
+    pbu: Callable[..., Ran], tmp_path: Path
+) -> None:
+    """At 97 pixels the network is stored channels last while it trains."""
     torch.manual_seed(0)
     model = resnet18(num_classes=3).eval()
     path = tmp_path / "model.safetensors"

@@ -1,4 +1,4 @@
-"""The frozen trunk: features in place of images change nothing but the time."""
+"""The frozen backbone: a network that takes its features gives the logits of the whole network."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pbu_cli.fisher.diagonal import fisher_diagonal
 from pbu_cli.models.frozen_backbone import extract, find_split_point, from_features
 from pbu_cli.models.parameter_groups import trained_parameters
 
-# builder -> image size, the module that the split_point is expected behind
+# builder -> image size, the module expected as split point
 BUILDERS = {
     "resnet18": (32, "layer3"),
     "densenet121": (32, "features.transition3"),
@@ -34,8 +34,9 @@ def network(builder: str) -> nn.Module:
     return torchvision.models.get_model(builder, weights=None, num_classes=5, **options).eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("builder", BUILDERS)
-def test_the_tail_answers_as_the_whole_network_does(builder: str):
+def test_from_features_the_logits_are_those_of_the_whole_network(builder: str) -> None:
     size, place = BUILDERS[builder]
     model = network(builder)
     names, _ = trained_parameters(model, builder, "last")
@@ -52,7 +53,7 @@ def test_the_tail_answers_as_the_whole_network_does(builder: str):
     assert torch.equal(model(x), whole)
 
 
-def test_the_fisher_diagonal_of_the_tail_is_that_of_the_whole_network():
+def test_the_fisher_diagonal_from_features_is_that_of_the_whole_network() -> None:
     model = network("resnet18").double()
     names, _ = trained_parameters(model, "resnet18", "last")
     x, labels = torch.randn(4, 3, 32, 32, dtype=torch.float64), torch.tensor([0, 1, 2, 3])
@@ -67,14 +68,14 @@ def test_the_fisher_diagonal_of_the_tail_is_that_of_the_whole_network():
         torch.testing.assert_close(tail[name], whole[name])
 
 
-def test_head_alone_is_cut_behind_the_pooling():
+def test_for_the_head_alone_the_split_point_is_the_pooling() -> None:
     model = network("resnet18")
     split_point = find_split_point(model, ["fc.weight", "fc.bias"], torch.randn(2, 3, 32, 32))
     assert split_point is not None
     assert split_point.path == "avgpool"
 
 
-def test_there_is_no_cut_before_the_first_layer():
+def test_there_is_no_split_point_before_the_first_layer() -> None:
     model = network("resnet18")
     names = [name for name, _ in model.named_parameters()]
     assert find_split_point(model, names, torch.randn(2, 3, 32, 32)) is None
@@ -93,7 +94,7 @@ class Skip(nn.Module):
 
 
 class InPlace(nn.Module):
-    """What lies behind the cut overwrites the features."""
+    """The layer after the split point overwrites the features."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -103,13 +104,13 @@ class InPlace(nn.Module):
         return self.head(self.one(x).mul_(2))
 
 
-def test_a_network_with_a_skip_is_cut_before_it():
+def test_a_network_with_a_skip_is_split_before_it() -> None:
     split_point = find_split_point(Skip().eval(), ["head.weight"], torch.randn(2, 2))
     assert split_point is not None
     assert split_point.path == "one"
 
 
-def test_features_that_would_be_overwritten_are_handed_out_as_copies():
+def test_features_that_would_be_overwritten_are_copied() -> None:
     model, x = InPlace().eval(), torch.randn(2, 2)
     split_point = find_split_point(model, ["head.weight"], x)
     assert split_point is not None
@@ -122,7 +123,7 @@ def test_features_that_would_be_overwritten_are_handed_out_as_copies():
 
 
 class InPlaceBefore(Skip):
-    """What lies before the cut works in place on what a frozen module gives."""
+    """Before the split point an output of a frozen module is changed in place."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.one(x)
@@ -130,7 +131,7 @@ class InPlaceBefore(Skip):
         return self.head(self.two(torch.relu_(x)))
 
 
-def test_what_works_in_place_before_the_cut_is_borne():
+def test_operations_in_place_before_the_split_point_do_no_harm() -> None:
     model, x = InPlaceBefore().eval(), torch.randn(2, 2)
     split_point = find_split_point(model, ["head.weight"], x)
     assert split_point is not None
@@ -141,7 +142,7 @@ def test_what_works_in_place_before_the_cut_is_borne():
         torch.testing.assert_close(model(features), logits)
 
 
-def test_the_head_of_a_densenet_is_cut_before_its_relu_in_place():
+def test_a_densenet_is_split_before_its_relu_in_place() -> None:
     model = network("densenet121")
     split_point = find_split_point(model, ["classifier.weight"], torch.randn(2, 3, 32, 32))
     assert split_point is not None
@@ -160,7 +161,7 @@ class Bare(nn.Module):
         return self.head(self.one(x * self.scale))
 
 
-def test_what_a_trained_parameter_has_touched_is_not_frozen():
+def test_no_split_point_depends_on_a_trained_parameter() -> None:
     model = Bare().eval()
     assert find_split_point(model, ["scale", "head.weight"], torch.randn(2, 2)) is None
     split_point = find_split_point(model, ["head.weight"], torch.randn(2, 2))
@@ -168,7 +169,7 @@ def test_what_a_trained_parameter_has_touched_is_not_frozen():
     assert split_point.path == "one"
 
 
-def test_flags_and_forwards_are_as_before():
+def test_flags_and_forwards_are_as_before() -> None:
     model = network("resnet18")
     names, _ = trained_parameters(model, "resnet18", "last")
     model.conv1.weight.requires_grad_(False)

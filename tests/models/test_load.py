@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import py_compile
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torchvision.models import resnet18, squeezenet1_1
 
 from pbu_cli.errors import CheckpointError, ImageError, InvalidUsage
 from pbu_cli.io.checkpoint import Checkpoint, read
-from pbu_cli.models.load import Network, load_network, own_module, try_out
+from pbu_cli.models.load import Network, load_network, try_out
 from pbu_cli.models.model_config import Description
 from tests.networks.cifar_resnet import resnet20
 
@@ -36,7 +35,7 @@ def small() -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("door", ["tensors", "flag", "config"])
-def test_a_torchvision_network_by_every_door(small, door):
+def test_a_torchvision_network_by_every_door(small: torch.nn.Module, door: str) -> None:
     description = described("resnet18") if door == "config" else Description()
     network = load_network(checkpoint(small), "resnet18" if door == "flag" else None, description)
     assert (network.builder, network.num_classes, network.channels) == ("resnet18", 5, 3)
@@ -45,7 +44,7 @@ def test_a_torchvision_network_by_every_door(small, door):
 
 
 @pytest.mark.parametrize("place", [f"{HERE}/cifar_resnet.py", "tests.networks.cifar_resnet"])
-def test_a_network_of_ones_own_by_file_and_by_module(place):
+def test_a_network_of_ones_own_by_file_and_by_module(place: str) -> None:
     module = resnet20().eval()
     network = load_network(checkpoint(module), f"{place}:resnet20", Description())
     assert (network.builder, network.num_classes, network.channels) == (None, 10, 3)
@@ -54,16 +53,18 @@ def test_a_network_of_ones_own_by_file_and_by_module(place):
 
 
 class Wrapped(torch.nn.Module):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.model = resnet20()
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return self.model(x)
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "module._orig_mod.", "model."])
-def test_names_of_ones_own_module_may_begin_like_those_of_a_wrapper(tmp_path, prefix):
+def test_names_of_ones_own_module_may_begin_like_those_of_a_wrapper(
+    tmp_path: Path, prefix: str
+) -> None:
     """All names begin with `model.`, which is a prefix to be taken off other checkpoints."""
     tensors = {prefix + n: t for n, t in Wrapped().state_dict().items()}
     torch.save(tensors, tmp_path / "m.pt")
@@ -75,13 +76,13 @@ def test_names_of_ones_own_module_may_begin_like_those_of_a_wrapper(tmp_path, pr
     assert under.stored_names(under.tensors).keys() == tensors.keys()
 
 
-def test_counters_that_old_files_lack_become_zero():
+def test_counters_that_old_files_lack_become_zero() -> None:
     tensors = {n: t for n, t in resnet20().state_dict().items() if "num_batches" not in n}
     old = Checkpoint(Path("m"), tensors, "", {})
     load_network(old, "tests.networks.cifar_resnet:resnet20", Description())
 
 
-def test_the_wrong_network_of_ones_own_is_told_by_its_tensors():
+def test_the_wrong_network_of_ones_own_is_told_by_its_tensors() -> None:
     with pytest.raises(CheckpointError, match=r"layer1.3.conv1.weight is missing"):
         load_network(checkpoint(resnet20()), "tests.networks.cifar_resnet:resnet32", Description())
 
@@ -97,35 +98,24 @@ def test_the_wrong_network_of_ones_own_is_told_by_its_tensors():
         ("x = 1", "x", "no function x"),
     ],
 )
-def test_code_that_does_not_serve_is_one_line(tmp_path, small, source, name, match):
+def test_code_that_does_not_serve_is_one_line(
+    tmp_path: Path, small: torch.nn.Module, source: str, name: str, match: str
+) -> None:
     (tmp_path / "own.py").write_text(source)
     with pytest.raises(InvalidUsage, match=match) as caught:
         load_network(checkpoint(small), f"{tmp_path / 'own.py'}:{name}", Description())
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_run_is_the_file_and_no_bytecode_beside_it(tmp_path, monkeypatch):
-    """A .pyc that claims to be of the file is not what the user has read and named."""
-    monkeypatch.setattr(sys, "dont_write_bytecode", False)
-    file = tmp_path / "own.py"
-    file.write_text("from torch.nn import Linear\ndef net(): return Linear(2, 3)\n")
-    assert own_module(f"{file}:net").out_features == 3
-    assert list(tmp_path.iterdir()) == [file]
-
-    other = tmp_path / "other.py"
-    other.write_text(file.read_text().replace("3", "9"))
-    os.utime(other, ns=(file.stat().st_mtime_ns,) * 2)
-    py_compile.compile(str(other), importlib.util.cache_from_source(str(file)))
-    assert own_module(f"{file}:net").out_features == 3
-
-
 @pytest.mark.parametrize("arch", ["no.py:f", "no.such.module:f", "../x:f", ":f", "a b:f"])
-def test_code_that_is_not_there_is_one_line(small, arch):
+def test_code_that_is_not_there_is_one_line(small: torch.nn.Module, arch: str) -> None:
     with pytest.raises(InvalidUsage, match="--arch"):
         load_network(checkpoint(small), arch, Description())
 
 
-def test_a_config_cannot_make_pbu_import_anything(tmp_path, small, monkeypatch):
+def test_a_config_cannot_make_pbu_import_anything(
+    tmp_path: Path, small: torch.nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "evil.py").write_text("import sys; sys.evil_was_here = True\ndef f(): ...")
     monkeypatch.syspath_prepend(str(tmp_path))
     for name in (f"{tmp_path}/evil.py:f", "evil:f", "evil"):
@@ -137,13 +127,13 @@ def test_a_config_cannot_make_pbu_import_anything(tmp_path, small, monkeypatch):
 class Odd(torch.nn.Module):
     """A classifier of grey images by way of RGB, whose head is defined first."""
 
-    def __init__(self, answer=lambda logits: logits):
+    def __init__(self, answer: Any = lambda logits: logits) -> None:
         super().__init__()
         self.head = torch.nn.Linear(4, 7)
         self.body = torch.nn.Conv2d(3, 4, 3)
         self.answer = answer
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return self.answer(self.head(self.body(x.expand(-1, 3, -1, -1)).mean((2, 3))))
 
 
@@ -151,7 +141,7 @@ def own(module: torch.nn.Module) -> Network:
     return Network(module, "own.py:odd", None, 4, 3, None, "", "--arch")
 
 
-def test_the_classes_of_ones_own_network_are_those_it_answers():
+def test_the_classes_of_ones_own_network_are_those_it_answers() -> None:
     assert try_out(own(Odd()), 1, (8, 8), flagged=True).num_classes == 7
 
 
@@ -166,14 +156,14 @@ def test_the_classes_of_ones_own_network_are_those_it_answers():
         (lambda logits: logits @ logits, "RuntimeError"),
     ],
 )
-def test_a_network_of_ones_own_that_answers_no_logits_is_one_line(answer, found):
+def test_a_network_of_ones_own_that_answers_no_logits_is_one_line(answer: Any, found: str) -> None:
     with pytest.raises(CheckpointError, match=found) as caught:
         try_out(own(Odd(answer)), 3, (8, 8), flagged=False)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("flagged", "error"), [(True, InvalidUsage), (False, ImageError)])
-def test_images_that_a_network_does_not_take_are_one_line(flagged, error):
+def test_images_that_a_network_does_not_take_are_one_line(flagged: bool, error: Any) -> None:
     module = squeezenet1_1(num_classes=3).eval()
     network = Network(module, "squeezenet1_1", "squeezenet1_1", 3, 3, None, "", "tensors")
     assert try_out(network, 3, (32, 32), flagged=flagged) == network
@@ -181,7 +171,7 @@ def test_images_that_a_network_does_not_take_are_one_line(flagged, error):
         try_out(network, 3, (8, 8), flagged=flagged)
 
 
-def test_memory_that_runs_out_is_no_fault_of_the_images():
+def test_memory_that_runs_out_is_no_fault_of_the_images() -> None:
     """torch says so on a CPU with a RuntimeError."""
 
     def full(logits: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,7 @@ def described(folder: Path, config: object, metadata: dict[str, str] | None = No
     return describe(folder / "model.safetensors", metadata or {})
 
 
-def test_a_timm_config_is_read(tmp_path):
+def test_a_timm_config_is_read(tmp_path: Path) -> None:
     found = described(tmp_path, TIMM)
     assert replace(found, sources={}) == Description(
         "resnet34", 2, ("cat", "dog"), (0.1, 0.2, 0.3), (1.0, 1.0, 1.0), (64, 48)
@@ -32,13 +33,13 @@ def test_a_timm_config_is_read(tmp_path):
     assert set(found.sources.values()) == {"config.json"}
 
 
-def test_the_classes_of_what_it_was_fine_tuned_from_do_not_count(tmp_path):
+def test_the_classes_of_what_it_was_fine_tuned_from_do_not_count(tmp_path: Path) -> None:
     config = {"num_classes": 2, "pretrained_cfg": {"num_classes": 1000}}
     assert described(tmp_path, config).num_classes == 2
     assert described(tmp_path, {"pretrained_cfg": {"num_classes": 1000}}).num_classes is None
 
 
-def test_metadata_stand_in_and_config_wins(tmp_path):
+def test_metadata_stand_in_and_config_wins(tmp_path: Path) -> None:
     metadata = {"architecture": "resnet18", "mean": "[0.5]", "std": "[0.5]", "other": "x"}
     assert describe(tmp_path / "m.safetensors", metadata).architecture == "resnet18"
     both = described(tmp_path, {"architecture": "resnet34"}, metadata)
@@ -49,7 +50,7 @@ def test_metadata_stand_in_and_config_wins(tmp_path):
     assert describe(tmp_path / "no" / "m.safetensors", {}) == Description()
 
 
-def test_what_pbu_recorded_wins_over_config_and_the_metadata_of_others(tmp_path):
+def test_what_pbu_recorded_wins_over_config_and_the_metadata_of_others(tmp_path: Path) -> None:
     foreign = {"mean": "[0.1]", "std": "[0.1]", "forgotten": "[1]", "architecture": "resnet18"}
     metadata = metadata_with(foreign, forgotten=[8], mean=[0.5], std=[0.25], input_size=[1, 8, 8])
     config = {"mean": [0.2], "std": [0.2], "input_size": [1, 9, 9], "forgotten": [3],
@@ -64,7 +65,7 @@ def test_what_pbu_recorded_wins_over_config_and_the_metadata_of_others(tmp_path)
     assert described(tmp_path, config).forgotten == ()
 
 
-def test_what_pbu_writes_it_reads_back(tmp_path):
+def test_what_pbu_writes_it_reads_back(tmp_path: Path) -> None:
     metadata = metadata_with({"author": "x"}, forgotten=[8], mean=[0.5], std=[0.25])
     assert metadata["author"] == "x"
     found = describe(tmp_path / "m.safetensors", metadata)
@@ -95,7 +96,7 @@ def test_what_pbu_writes_it_reads_back(tmp_path):
     ],
     ids=lambda config: config[:30],
 )
-def test_a_config_that_makes_no_sense_is_one_line(tmp_path, config):
+def test_a_config_that_makes_no_sense_is_one_line(tmp_path: Path, config: Any) -> None:
     with pytest.raises(CheckpointError) as caught:
         described(tmp_path, config)
     assert "\n" not in str(caught.value)
