@@ -1,9 +1,10 @@
 """Squared gradients of single images, summed over one batch: at once, or image by image.
 
-    totals += sum over images n, sum over columns v[n] of (J_n^T v[n])^2,    J_n = dz_n / dtheta
+    totals += sum over images n, sum over output vectors v[n] of (J_n^T v[n])^2
 
-`add_at_once` takes one forward pass over the batch and one backward pass for each column, forward_with_hooks
-as `plan.py` found; `add_alone` is plain autograd on one image at a time, for what is left.
+with J_n = dz_n / dtheta. `add_with_hooks` takes one forward pass over the batch and one backward
+pass for each output vector, with gradient hooks at the calls that the plan of `dispatch.py` names.
+`add_per_image` is plain autograd on one image at a time, for parameters that no hook covers.
 """
 
 from __future__ import annotations
@@ -16,189 +17,202 @@ from torch import Tensor, nn
 from pbu_cli.fisher.dispatch import PER_IMAGE, VIA_AUTOGRAD, FisherPlan
 from pbu_cli.fisher.gradient_hooks import (
     Operands,
+    backpropagate,
     checked_logits,
     forward_with_hooks,
     raise_changed,
-    sent_back,
 )
-from pbu_cli.fisher.layer_table import Call
+from pbu_cli.fisher.layer_table import Arguments
 from pbu_cli.runtime.batch_size_retry import BatchSizeRetry
 from pbu_cli.runtime.cuda_graph import CudaGraphRunner
 
-OutputVectors = Callable[
-    [Tensor, Tensor], Iterable[Tensor]
-]  # (logits [n, C], given [n]) -> v [n, C]
+# (logits [n, C], targets [n, ...]) -> output vectors [n, C]. The targets are the labels, or the
+# random numbers from which the Monte Carlo estimator draws labels.
+OutputVectors = Callable[[Tensor, Tensor], Iterable[Tensor]]
 Parameters = Mapping[str, nn.Parameter]
 Totals = dict[str, Tensor]
 
-# Of these torch never says that memory ran out: the system ends the process.
-NEVER_OUT = {"cpu"}
-# Numbers held for gradients of single images that are to be pulled back: 256 MB in fp32.
-_HELD = 1 << 26
-# Numbers that a forward_with_hooks call gives for all images at once, on average, from which more images at
-# once save no time on a CPU: what is fixed for each call is then small beside the work.
-_BUSY = 1 << 20
-# Tapped calls on the way back, of all columns together, up to which a GPU has the pass as a graph;
-# one of more takes long to record and much memory.
-_RECORDED = 4_000
+# On these devices torch raises no error when memory runs out: the system kills the process.
+NO_MEMORY_ERROR = {"cpu"}
+# How many numbers the per-image gradients that go through autograd may hold: 256 MB in fp32.
+_MAX_NUMBERS_VIA_AUTOGRAD = 1 << 26
+# The average size, in numbers, of a hooked call's output for all images at once. From this size on,
+# more images at once save no time on a CPU, since the fixed cost of a call is small by then.
+_NUMBERS_THAT_KEEP_A_CPU_BUSY = 1 << 20
+# A GPU records the pass as a graph up to this many hooked calls in backward, counted over all
+# output vectors. A longer pass takes long to record and much memory.
+_MAX_HOOKED_CALLS_IN_GRAPH = 4_000
 
 
-def add(
+def add_batch(
     model: nn.Module,
-    wanted: Parameters,
+    parameters: Parameters,
     plan: FisherPlan,
     x: Tensor,
-    given: Tensor,
-    columns: OutputVectors,
+    targets: Tensor,
+    output_vectors: OutputVectors,
     totals: Totals,
 ) -> None:
-    """Add one batch to `totals`, each parameter in its way."""
-    rows = images_at_once(plan, wanted, x)
-    for start in range(0, len(x), rows):
-        part = slice(start, start + rows)
-        add_at_once(model, wanted, plan, x[part], given[part], columns, totals)
-    alone = {name: wanted[name] for name in plan.by(PER_IMAGE)}
-    if alone:
-        add_alone(model, alone, x, given, columns, totals)
+    """Add one batch to `totals`, each parameter by its strategy."""
+    images = images_per_pass(plan, parameters, x)
+    for start in range(0, len(x), images):
+        part = slice(start, start + images)
+        add_with_hooks(model, parameters, plan, x[part], targets[part], output_vectors, totals)
+    per_image = {name: parameters[name] for name in plan.names(PER_IMAGE)}
+    if per_image:
+        add_per_image(model, per_image, x, targets, output_vectors, totals)
 
 
-def images_at_once(plan: FisherPlan, wanted: Parameters, x: Tensor) -> int:
-    """How many of the images x go through the model together: no more than there is a use for.
+def images_per_pass(plan: FisherPlan, parameters: Parameters, x: Tensor) -> int:
+    """How many of the images x go through the model together.
 
-    What the layers saw is held until backward has passed, for as many images as go together.
+    The inputs of the layers are held for all of these images until backward has passed. So no more
+    images go together than save time.
 
-    >>> images_at_once(FisherPlan(0, {}, {}, (), 2), {}, torch.zeros(3, 1))
+    >>> images_per_pass(FisherPlan(0, {}, {}, (), 2), {}, torch.zeros(3, 1))
     3
     """
-    rows = len(x)
-    sizes = [site.shape.numel() for site in plan.sites.values()]
-    if sizes and x.device.type in NEVER_OUT:
-        enough = -(-_BUSY * len(sizes) // sum(sizes))
-        rows = -(-len(x) // max(1, len(x) // enough))  # parts as even as can be, none too small
-    held = sum(wanted[name].numel() for name in plan.by(VIA_AUTOGRAD))
-    return min(rows, max(1, _HELD // held)) if held else rows
+    images = len(x)
+    sizes = [call.shape.numel() for call in plan.hooked_calls.values()]
+    if sizes and x.device.type in NO_MEMORY_ERROR:
+        enough = -(-_NUMBERS_THAT_KEEP_A_CPU_BUSY * len(sizes) // sum(sizes))
+        images = -(-len(x) // max(1, len(x) // enough))  # even parts, none smaller than `enough`
+    held = sum(parameters[name].numel() for name in plan.names(VIA_AUTOGRAD))
+    return min(images, max(1, _MAX_NUMBERS_VIA_AUTOGRAD // held)) if held else images
 
 
-def adder(
+def batch_adder(
     model: nn.Module,
-    wanted: Parameters,
+    parameters: Parameters,
     plan: FisherPlan,
-    columns: OutputVectors,
+    output_vectors: OutputVectors,
     count: int,
     totals: Totals,
 ) -> Callable[[Tensor, Tensor], None]:
-    """What adds batches (x, given) of one image size to `totals`, `count` columns for each image:
-    `add`, on fewer images at a time from where the device's memory runs out.
+    """A function that adds batches (x, targets) of one image size to `totals`.
 
-    Backward adds to the totals as it goes. So where memory may run out in the midst of it, some
-    images have totals of their own until they are through.
+    It is `add_batch`, on fewer images at a time once the device's memory has run out. count: the
+    output vectors of an image.
+
+    Backward adds to the totals as it goes. So where memory may run out half way, the images of a
+    part have totals of their own until their backward is done.
     """
 
-    def squares(x: Tensor, given: Tensor) -> Sequence[Tensor]:
-        own = zeros(wanted)
-        add(model, wanted, plan, x, given, columns, own)
-        return [own[name] for name in totals]
+    def part_totals(x: Tensor, targets: Tensor) -> Sequence[Tensor]:
+        sums = zero_totals(parameters)
+        add_batch(model, parameters, plan, x, targets, output_vectors, sums)
+        return [sums[name] for name in totals]
 
-    short = count * len(plan.sites) <= _RECORDED and not plan.by(PER_IMAGE)
-    work, portion = CudaGraphRunner(squares) if short else squares, BatchSizeRetry()
+    hooks_run = count * len(plan.hooked_calls)
+    recordable = hooks_run <= _MAX_HOOKED_CALLS_IN_GRAPH and not plan.names(PER_IMAGE)
+    run = CudaGraphRunner(part_totals) if recordable else part_totals
+    retry = BatchSizeRetry()
 
-    def add_batch(x: Tensor, given: Tensor) -> None:
-        if x.device.type in NEVER_OUT:
-            add(model, wanted, plan, x, given, columns, totals)
+    def add(x: Tensor, targets: Tensor) -> None:
+        if x.device.type in NO_MEMORY_ERROR:
+            add_batch(model, parameters, plan, x, targets, output_vectors, totals)
             return
-        for own in portion.each(lambda part: work(x[part], given[part]), len(x)):
-            if totals:  # torch adds no empty lists
-                torch._foreach_add_([*totals.values()], [*own])
+        for sums in retry.each(lambda part: run(x[part], targets[part]), len(x)):
+            if totals:  # torch does not add empty lists
+                torch._foreach_add_([*totals.values()], [*sums])
 
-    return add_batch
+    return add
 
 
-def add_at_once(
+def add_with_hooks(
     model: nn.Module,
-    wanted: Parameters,
+    parameters: Parameters,
     plan: FisherPlan,
     x: Tensor,
-    given: Tensor,
-    columns: OutputVectors,
+    targets: Tensor,
+    output_vectors: OutputVectors,
     totals: Totals,
 ) -> None:
-    """Add the squares of all parameters but those that go image by image."""
-    if not plan.sites:
+    """Add the squares of all parameters except those with the strategy `PER_IMAGE`.
+
+    Raises PbuError if the model's calls are not those of the plan.
+    """
+    if not plan.hooked_calls:
         return
-    pulled = {name: wanted[name] for name in plan.by(VIA_AUTOGRAD)}
-    others = {*pulled, *plan.by(PER_IMAGE)}
-    names = {id(parameter): name for name, parameter in wanted.items()}
-    met: list[str] = []
-    owed: list[tuple[Tensor, Tensor]] = []
+    via_autograd = {name: parameters[name] for name in plan.names(VIA_AUTOGRAD)}
+    without_rule = {*via_autograd, *plan.names(PER_IMAGE)}
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    visited: list[str] = []
+    pending: list[tuple[Tensor, Tensor]] = []  # operands, and their per-image gradients
 
-    def show(number: int, call: Call, operands: Operands, a: Tensor | None, g: Tensor) -> None:
-        site = plan.sites[number]
-        g = _wide(site.images_first(g, len(x)))
-        a = g if a is None else _wide(site.images_first(a, len(x)))
-        for slot, operand in operands.items():
-            rule, name = site.layer.rules[slot], names.get(id(operand), "")
-            if name and name not in others:
-                rule.add_squared(totals[name], call, a, g)
+    def on_gradient(
+        number: int, arguments: Arguments, operands: Operands, a: Tensor | None, g: Tensor
+    ) -> None:
+        call = plan.hooked_calls[number]
+        g = _at_least_float32(call.images_first(g, len(x)))
+        a = g if a is None else _at_least_float32(call.images_first(a, len(x)))
+        for key, operand in operands.items():
+            rule, name = call.layer.rules[key], names.get(id(operand), "")
+            if name and name not in without_rule:
+                rule.add_squared(totals[name], arguments, a, g)
             elif operand.requires_grad:
-                owed.append((operand, rule.each(call, a, g, operand.shape).to(operand.dtype)))
+                gradients = rule.per_sample(arguments, a, g, operand.shape)
+                pending.append((operand, gradients.to(operand.dtype)))
 
-    def at_output(number: int, operands: Operands, z: Tensor) -> None:
-        met.extend(names.get(id(operand), "") for operand in operands.values())
+    def on_output(number: int, operands: Operands, z: Tensor) -> None:
+        visited.extend(names.get(id(operand), "") for operand in operands.values())
 
-    require(wanted, pulled)
-    logits, anchor, calls = forward_with_hooks(model, x, plan.sites, show, at_output)
-    if (calls, tuple(met)) != (plan.calls, plan.met):
+    require_gradients(parameters, via_autograd)
+    logits, leaf, calls = forward_with_hooks(model, x, plan.hooked_calls, on_gradient, on_output)
+    if (calls, tuple(visited)) != (plan.layer_calls, plan.visited):
         raise_changed()
     if not logits.requires_grad:
         return
-    for v, more in _ahead(columns(logits.detach(), given)):
-        sent_back(logits, v.to(logits), [anchor], more=more)
-        _pull_back(owed, pulled, totals)
-        owed.clear()
+    for v, more in _with_more(output_vectors(logits.detach(), targets)):
+        backpropagate(logits, v.to(logits), [leaf], keep_graph=more)
+        _add_via_autograd(pending, via_autograd, totals)
+        pending.clear()
 
 
-def _pull_back(owed: list[tuple[Tensor, Tensor]], pulled: Parameters, totals: Totals) -> None:
-    """owed: what is made of parameters, and the gradient [n, ...] there of every image n.
+def _add_via_autograd(
+    pending: list[tuple[Tensor, Tensor]], parameters: Parameters, totals: Totals
+) -> None:
+    """pending: tensors made of parameters, each with its gradient [n, ...] for every image n.
 
-    Uses add up before the square: a weight used twice has one gradient.
+    The uses of a parameter are added before squaring: a weight used twice has one gradient.
     """
-    if not owed:
+    if not pending:
         return
-    operands, gradients = zip(*owed, strict=True)
+    operands, gradients = zip(*pending, strict=True)
     for of_image in zip(*gradients, strict=True):
         found = torch.autograd.grad(
-            operands, list(pulled.values()), of_image, retain_graph=True, allow_unused=True
+            operands, list(parameters.values()), of_image, retain_graph=True, allow_unused=True
         )
-        _add_square(totals, pulled, found)
+        _add_square(totals, parameters, found)
 
 
-def add_alone(
+def add_per_image(
     model: nn.Module,
-    alone: Parameters,
+    parameters: Parameters,
     x: Tensor,
-    given: Tensor,
-    columns: OutputVectors,
+    targets: Tensor,
+    output_vectors: OutputVectors,
     totals: Totals,
 ) -> None:
-    """Add the squares of `alone` by plain autograd, one image and one column at a time."""
-    require(alone, alone)
+    """Add the squares of `parameters` by plain autograd, one image and output vector at a time."""
+    require_gradients(parameters, parameters)
     for n in range(len(x)):
         logits = checked_logits(model(x[n : n + 1]), 1)
         if not logits.requires_grad:
             continue
-        for v, more in _ahead(columns(logits.detach(), given[n : n + 1])):
-            leaves, v = list(alone.values()), v.to(logits)
-            # Without a name for the gradients, which would keep them beside the next image's.
-            _add_square(totals, alone, sent_back(logits, v, leaves, more=more))
+        for v, more in _with_more(output_vectors(logits.detach(), targets[n : n + 1])):
+            leaves, v = list(parameters.values()), v.to(logits)
+            # A name for the gradients would keep them in memory beside those of the next image.
+            _add_square(totals, parameters, backpropagate(logits, v, leaves, keep_graph=more))
 
 
-def _ahead(columns: Iterable[Tensor]) -> Iterator[tuple[Tensor, bool]]:
-    """Each column, and whether there are more: the last backward pass frees what it has used.
+def _with_more(output_vectors: Iterable[Tensor]) -> Iterator[tuple[Tensor, bool]]:
+    """Each output vector, and whether more follow. The last backward pass frees the graph.
 
-    >>> [more for _, more in _ahead(torch.zeros(3, 1))]
+    >>> [more for _, more in _with_more(torch.zeros(3, 1))]
     [True, True, False]
     """
-    rest = iter(columns)
+    rest = iter(output_vectors)
     v = next(rest, None)
     while v is not None:
         following = next(rest, None)
@@ -209,25 +223,25 @@ def _ahead(columns: Iterable[Tensor]) -> Iterator[tuple[Tensor, bool]]:
 def _add_square(totals: Totals, parameters: Parameters, found: Iterable[Tensor | None]) -> None:
     for name, g in zip(parameters, found, strict=True):
         if g is not None:
-            g = _wide(g)
+            g = _at_least_float32(g)
             totals[name].addcmul_(g, g)
 
 
-def require(wanted: Parameters, asking: Collection[str]) -> None:
-    """Of `wanted`, exactly `asking` require a gradient from now on."""
-    for name, parameter in wanted.items():
-        parameter.requires_grad_(name in asking)
+def require_gradients(parameters: Parameters, names: Collection[str]) -> None:
+    """Let those of `parameters` with one of these names require a gradient, and no others."""
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(name in names)
 
 
-def zeros(parameters: Parameters) -> Totals:
-    """Zeros to add to, of convolutions with the channels last, as `layer_rules.py` wants them."""
+def zero_totals(parameters: Parameters) -> Totals:
+    """Zeros to add to. Kernels of 2d convolutions have their channels last, as `add_conv` needs."""
     totals = {}
     for name, p in parameters.items():
         order = torch.channels_last if p.ndim == 4 else torch.contiguous_format
-        totals[name] = _wide(torch.zeros_like(p.detach(), memory_format=order))
+        totals[name] = _at_least_float32(torch.zeros_like(p.detach(), memory_format=order))
     return totals
 
 
-def _wide(t: Tensor) -> Tensor:
-    """At least fp32: squares of half-precision gradients vanish."""
+def _at_least_float32(t: Tensor) -> Tensor:
+    """t, in fp32 if it is in half precision, where the squares of gradients underflow."""
     return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t

@@ -6,6 +6,8 @@ import hashlib
 import hmac
 import json
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
@@ -13,46 +15,63 @@ import torch
 from torch import Tensor
 
 from pbu_cli.errors import CheckpointError, printable
-from pbu_cli.inputs.prepare import UnlearningInputs
 from pbu_cli.io.checkpoint import read_tensors
-from pbu_cli.io.safetensors_format import Tensors, digest, write
-from pbu_cli.settings import SCHEMA, Estimator
+from pbu_cli.io.safetensors_format import Tensors, write
+from pbu_cli.settings import SCHEMA, Estimator, Preprocessing
 
 KIND = "pbu-fisher-diagonal"
 
 
-def forget_digest(prepared: UnlearningInputs, key: str) -> str:
-    """HMAC-sha256 of the forget set as the network sees it: size, pixels and labels.
+@dataclass(frozen=True)
+class FisherSource:
+    """What a diagonal is measured on.
 
-    Keyed, and of the whole set at once, so that it says nothing about any one image. The key is
-    the checkpoint's digest: the same command writes the same file.
+    checkpoint: sha256 digest of the checkpoint's tensors under their stored names, as the record
+    has it (`Checkpoint.fingerprint.tensors`). pixels: uint8 [n, k, h, w], labels: int64 [n], both
+    on the CPU: the forget images as the network sees them before normalisation.
     """
-    total = hmac.new(key.encode(), digestmod=hashlib.sha256)
-    total.update(repr(tuple(prepared.images.pixels.shape)).encode())
-    total.update(prepared.images.pixels.contiguous().numpy().data)
-    total.update(prepared.image_labels.numpy().tobytes())
-    return total.hexdigest()
+
+    checkpoint: str
+    preprocessing: Preprocessing
+    pixels: Tensor
+    labels: Tensor
+
+    def forget_digest(self) -> str:
+        """HMAC-sha256 of the forget set: shape, pixels and labels.
+
+        It covers the whole set at once, so that it says nothing about any single image. The key is
+        the checkpoint's digest, so that the same command writes the same file.
+        """
+        total = hmac.new(self.checkpoint.encode(), digestmod=hashlib.sha256)
+        total.update(repr(tuple(self.pixels.shape)).encode())
+        total.update(self.pixels.contiguous().numpy().data)
+        total.update(self.labels.numpy().tobytes())
+        return total.hexdigest()
 
 
 def write_fisher(
     path: Path,
-    prepared: UnlearningInputs,
     diagonal: Tensors,
+    source: FisherSource,
+    *,
     estimator: Estimator,
     draws: int,
     seed: int,
 ) -> None:
-    """Write a diagonal (sum over images, float32), under the parameters' own names."""
-    theta = digest(prepared.loaded.checkpoint.tensors)
+    """Write a diagonal (sum over images, float32) under the parameters' own names.
+
+    The keys of the metadata are part of the file format. `draws` and `seed` are written for the
+    estimator `mc` alone.
+    """
     metadata = {
         "kind": KIND,
         "version": str(SCHEMA),
         "estimator": estimator,
-        "labels": json.dumps(sorted(set(prepared.image_labels.tolist()))),
-        "images": str(len(prepared.images.pixels)),
-        "preprocessing": repr(prepared.preprocessing),
-        "checkpoint": theta,
-        "forget_set": forget_digest(prepared, theta),
+        "labels": json.dumps(sorted(set(source.labels.tolist()))),
+        "images": str(len(source.pixels)),
+        "preprocessing": repr(source.preprocessing),
+        "checkpoint": source.checkpoint,
+        "forget_set": source.forget_digest(),
     }
     if estimator == "mc":
         metadata |= {"draws": str(draws), "seed": str(seed)}
@@ -60,41 +79,61 @@ def write_fisher(
 
 
 def read_fisher(
-    path: Path, prepared: UnlearningInputs, trained: list[str]
+    path: Path,
+    source: FisherSource,
+    shapes: Mapping[str, tuple[int, ...]],
+    device: torch.device,
 ) -> tuple[Tensors, Estimator, int]:
-    """The diagonal of the `trained` parameters, its estimator and how many draws that took.
+    """The diagonal on `device`, its estimator and the number of draws.
 
-    Raises CheckpointError where the file is no Fisher file, or belongs to another checkpoint,
-    another forget set or another preprocessing, or lacks a parameter.
+    shapes: the names and shapes of the parameters that train; the diagonal has their order.
+
+    Raises CheckpointError if the file is not a Fisher file, if it belongs to another checkpoint,
+    forget set or preprocessing, if it lacks one of the parameters, or if a value is negative or not
+    finite.
     """
     tensors, metadata = read_tensors(path)
+    estimator, draws = _estimator(path, metadata)
+    _check_source(path, source, metadata)
     shown = printable(path)
-    estimator = next((e for e in get_args(Estimator) if e == metadata.get("estimator")), None)
-    draws = metadata.get("draws", "1")
-    known = metadata.get("kind") == KIND and metadata.get("version") == str(SCHEMA)
-    if not known or estimator is None or not re.fullmatch("[0-9]{1,9}", draws):
-        raise CheckpointError(f"{shown}: not a Fisher file of this version; write one: pbu fisher")
-    theta = digest(prepared.loaded.checkpoint.tensors)
-    expected = {
-        "checkpoint": (theta, "another checkpoint"),
-        "preprocessing": (repr(prepared.preprocessing), "another preprocessing"),
-        "forget_set": (forget_digest(prepared, theta), "another set of forget images or labels"),
-    }
-    for key, (wanted, problem) in expected.items():
-        if metadata.get(key) != wanted:
-            raise CheckpointError(
-                f"{shown}: was measured on {problem}; measure it again: pbu fisher"
-            )
-    shapes, device = prepared.loaded.checkpoint.shapes, prepared.loaded.device
-    chosen: dict[str, Tensor] = {}
-    for name in trained:
-        if name not in tensors or tuple(tensors[name].shape) != shapes[name]:
+    diagonal: Tensors = {}
+    for name, shape in shapes.items():
+        if name not in tensors or tuple(tensors[name].shape) != shape:
             raise CheckpointError(
                 f"{shown}: lacks {printable(name)}, which trains; measure it again with the same"
                 " --layers"
             )
-        value = tensors[name].float()  # torch compares no float8
+        value = tensors[name].float()  # torch cannot compare float8
         if not bool(torch.isfinite(value).all()) or bool((value < 0).any()):
-            raise CheckpointError(f"{shown}: {printable(name)} is negative or not finite: damaged")
-        chosen[name] = value.to(device)
-    return chosen, estimator, int(draws)
+            raise CheckpointError(
+                f"{shown}: {printable(name)} is negative or not finite, so the file is damaged;"
+                " measure it again: pbu fisher"
+            )
+        diagonal[name] = value.to(device)
+    return diagonal, estimator, draws
+
+
+def _estimator(path: Path, metadata: Mapping[str, str]) -> tuple[Estimator, int]:
+    """The estimator and the number of draws, from the metadata of a Fisher file."""
+    known = metadata.get("kind") == KIND and metadata.get("version") == str(SCHEMA)
+    estimators: tuple[Estimator, ...] = get_args(Estimator)
+    estimator = next((e for e in estimators if e == metadata.get("estimator")), None)
+    draws = metadata.get("draws", "1")
+    if not known or estimator is None or not re.fullmatch("[0-9]{1,9}", draws):
+        raise CheckpointError(
+            f"{printable(path)}: not a Fisher file of this version; write one: pbu fisher"
+        )
+    return estimator, int(draws)
+
+
+def _check_source(path: Path, source: FisherSource, metadata: Mapping[str, str]) -> None:
+    expected = {
+        "checkpoint": (source.checkpoint, "another checkpoint"),
+        "preprocessing": (repr(source.preprocessing), "another preprocessing"),
+        "forget_set": (source.forget_digest(), "another set of forget images or labels"),
+    }
+    for key, (value, problem) in expected.items():
+        if metadata.get(key) != value:
+            raise CheckpointError(
+                f"{printable(path)}: was measured on {problem}; measure it again: pbu fisher"
+            )

@@ -1,10 +1,11 @@
-"""Which functional of torch is which layer, and which rule gives the gradients of its parameters.
+"""The supported layers: which torch functional is which layer, and its per-image gradient rules.
 
-One literal table, `LAYERS`. Normalisations, biases, layer scales, class tokens and position
-embeddings are all `scale` or `shift` of something that the layer saw. Whatever is not in the
-table is not wrong but slow: `plan.py` finds it and leaves it to another way.
+`LAYERS` is one literal table. Normalisations, biases, layer scales, class tokens and position
+embeddings are all `scale` or `shift` of a tensor that the layer received. A layer that is not in
+the table is slow but not wrong: `dispatch.py` finds its parameters and uses another strategy.
 
-Letters: n image, k map of an image, c channel; a and g have images first, see `layer_rules.py`.
+Letters: n image, k map of an image, c channel. a and g have the images first, as in
+`per_sample_gradients.py`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor
 from pbu_cli.fisher.conv_kernels import add_conv
 from pbu_cli.fisher.linear_kernels import add_linear, add_squares, chunks
 from pbu_cli.fisher.per_sample_gradients import (
-    Options,
+    ConvOptions,
     batch_norm,
     channel_sums,
     conv,
@@ -29,182 +30,204 @@ from pbu_cli.fisher.per_sample_gradients import (
     shift,
 )
 
-Call = Mapping[str, Any]  # the arguments of one call of a layer, by name
-Each = Callable[[Call, Tensor, Tensor, Sequence[int]], Tensor]  # (call, a, g, p.shape)
-Add = Callable[[Tensor, Call, Tensor, Tensor], None]  # (total, call, a, g)
-Back = Callable[[Call, Tensor], Tensor]  # (call, g) -> dL/da, both as the layer has them
+Arguments = Mapping[str, Any]  # the arguments of one call of a layer, by name
+# (arguments, a, g, p.shape) -> [n, *p.shape]
+PerSample = Callable[[Arguments, Tensor, Tensor, Sequence[int]], Tensor]
+AddSquared = Callable[[Tensor, Arguments, Tensor, Tensor], None]  # (total, arguments, a, g)
+# (arguments, g) -> dL/da, both as the layer lays them out
+InputGradient = Callable[[Arguments, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How the gradients of one parameter of a layer follow from what the layer saw."""
+    """How to compute the per-image gradients of one parameter of a layer.
 
-    reads: str | None  # the argument that is `a`; None: g alone is enough, and stands in for it
-    each: Each  # dL_n/dp for every n: [n, *p.shape]
-    fast: Add | None = None  # total += sum_n (dL_n/dp)^2 without `each` of all images
+    input: the name of the argument that is `a`. None means that g alone suffices; g is then passed
+    as `a` too. per_sample: dL_n/dp for every n, [n, *p.shape]. add_squared_fast: adds
+    sum_n (dL_n/dp)^2 to a total without the gradients of all images at once.
+    """
 
-    def add_squared(self, total: Tensor, call: Call, a: Tensor, g: Tensor) -> None:
+    input: str | None
+    per_sample: PerSample
+    add_squared_fast: AddSquared | None = None
+
+    def add_squared(self, total: Tensor, arguments: Arguments, a: Tensor, g: Tensor) -> None:
         """total += sum_n (dL_n/dp)^2. total [*p.shape]."""
-        if self.fast is not None:
-            self.fast(total, call, a, g)
+        if self.add_squared_fast is not None:
+            self.add_squared_fast(total, arguments, a, g)
             return
-        for some_a, some_g in chunks(a, g, max(a[0].numel() // 2, total.numel())):
-            add_squares(total, self.each(call, some_a, some_g, total.shape))
+        for chunk_a, chunk_g in chunks(a, g, max(a[0].numel() // 2, total.numel())):
+            add_squares(total, self.per_sample(arguments, chunk_a, chunk_g, total.shape))
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A functional that a model may call, and the rule of every argument that can be learned."""
+    """A torch functional that a model may call, and the rule of every argument that may train.
+
+    arguments: the names, in the functional's own order. image_dims: how many leading dimensions of
+    the output, of which it is given the number, may hold images. applies: whether the rules hold
+    for these arguments. contiguous: an argument that is copied if it is not contiguous, because
+    torch is slow with it. input_gradient: dL/da by hand, where autograd computes more than that.
+    """
 
     name: str
-    arguments: tuple[str, ...]  # in the functional's own order
+    arguments: tuple[str, ...]
     rules: Mapping[str, Rule]
-    image_dims: Callable[[Call, int], int]  # of z's dimensions, how many leading may hold images
-    applies: Callable[[Call], bool] = lambda call: True
-    dense: str | None = None  # an argument that torch is slow with where it is not contiguous
-    back: Back | None = None  # by hand, where autograd's own way back computes more than dL/da
+    image_dims: Callable[[Arguments, int], int]
+    applies: Callable[[Arguments], bool] = lambda arguments: True
+    contiguous: str | None = None
+    input_gradient: InputGradient | None = None
 
-    def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call | None:
-        """The arguments by name; None where the rules do not hold for them.
+    def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Arguments | None:
+        """The arguments by name, or None if the rules do not hold for them.
 
         >>> LAYERS[torch.add].bind([1, 2], {}), LAYERS[torch.add].bind([1, 2], {"alpha": 3})
         ({'input': 1, 'other': 2}, None)
         """
-        call = dict(zip(self.arguments, args, strict=False)) | dict(kwargs)
-        known = call.keys() <= set(self.arguments) and len(args) <= len(self.arguments)
-        return call if known and self.applies(call) else None
+        arguments = dict(zip(self.arguments, args, strict=False)) | dict(kwargs)
+        known = arguments.keys() <= set(self.arguments) and len(args) <= len(self.arguments)
+        return arguments if known and self.applies(arguments) else None
 
 
-def _shift(call: Call, a: Tensor, g: Tensor, shape: Sequence[int]) -> Tensor:
+def _shift(arguments: Arguments, a: Tensor, g: Tensor, shape: Sequence[int]) -> Tensor:
     return shift(g, shape)
 
 
-def _scale(call: Call, a: Tensor, g: Tensor, shape: Sequence[int]) -> Tensor:
+def _scale(arguments: Arguments, a: Tensor, g: Tensor, shape: Sequence[int]) -> Tensor:
     return scale(a, g, shape)
 
 
-def _linear(call: Call, a: Tensor, g: Tensor, shape: Sequence[int]) -> Tensor:
+def _linear(arguments: Arguments, a: Tensor, g: Tensor, shape: Sequence[int]) -> Tensor:
     return linear(a.flatten(1, -2), g.flatten(1, -2))
 
 
-def _add_linear(total: Tensor, call: Call, a: Tensor, g: Tensor) -> None:
+def _add_linear(total: Tensor, arguments: Arguments, a: Tensor, g: Tensor) -> None:
     add_linear(total, a.flatten(1, -2), g.flatten(1, -2))
 
 
-def _conv(call: Call, a: Tensor, g: Tensor, shape: Sequence[int]) -> Tensor:
-    a, options = _conv_options(call, a, shape)
+def _conv(arguments: Arguments, a: Tensor, g: Tensor, shape: Sequence[int]) -> Tensor:
+    a, options = _conv_options(arguments, a, shape)
     return conv(a, g, shape, options)
 
 
-def _add_conv(total: Tensor, call: Call, a: Tensor, g: Tensor) -> None:
-    a, options = _conv_options(call, a, total.shape)
-    last = total.movedim(1, -1)
-    into = last if last.is_contiguous() else torch.zeros_like(last).contiguous()
-    add_conv(into, a, g, options)
-    if into is not last:
-        last += into
+def _add_conv(total: Tensor, arguments: Arguments, a: Tensor, g: Tensor) -> None:
+    a, options = _conv_options(arguments, a, total.shape)
+    channels_last = total.movedim(1, -1)
+    if channels_last.is_contiguous():
+        add_conv(channels_last, a, g, options)
+    else:
+        sums = torch.zeros_like(channels_last).contiguous()
+        add_conv(sums, a, g, options)
+        channels_last += sums
 
 
-def _conv_options(call: Call, a: Tensor, shape: Sequence[int]) -> tuple[Tensor, Options]:
-    """a, padded where `Options` cannot say how, and the options."""
-    kernel, padding = shape[2:], call.get("padding", 0)
-    stride, dilation = (_spread(call.get(key, 1), len(kernel)) for key in ("stride", "dilation"))
-    if padding == "same":  # where it is odd there is one more behind, which no number can say
+def _conv_options(
+    arguments: Arguments, a: Tensor, shape: Sequence[int]
+) -> tuple[Tensor, ConvOptions]:
+    """The options, and a, which is padded here where `ConvOptions` cannot express the padding."""
+    kernel, padding = shape[2:], arguments.get("padding", 0)
+    stride, dilation = (
+        _per_dimension(arguments.get(key, 1), len(kernel)) for key in ("stride", "dilation")
+    )
+    if padding == "same":  # an odd padding has one more at the end, which one number cannot express
         spans = [gap * (size - 1) for gap, size in zip(dilation, kernel, strict=True)]
         a = F.pad(a, [pad for span in reversed(spans) for pad in (span // 2, span - span // 2)])
     padding = 0 if isinstance(padding, str) else padding
-    return a, Options(stride, _spread(padding, len(kernel)), dilation)
+    return a, ConvOptions(stride, _per_dimension(padding, len(kernel)), dilation)
 
 
-def _spread(option: int | Sequence[int], dims: int) -> tuple[int, ...]:
+def _per_dimension(option: int | Sequence[int], dims: int) -> tuple[int, ...]:
     """One number per dimension.
 
-    >>> _spread(2, 3), _spread((2,), 2), _spread((1, 2), 2)
+    >>> _per_dimension(2, 3), _per_dimension((2,), 2), _per_dimension((1, 2), 2)
     ((2, 2, 2), (2, 2), (1, 2))
     """
     values = (option,) if isinstance(option, int) else tuple(option)
     return values * dims if len(values) == 1 else values
 
 
-def _channel_shift(call: Call, a: Tensor, g: Tensor, shape: Sequence[int]) -> Tensor:
+def _channel_shift(arguments: Arguments, a: Tensor, g: Tensor, shape: Sequence[int]) -> Tensor:
     """`shift` by one number per channel: g [n, k, c, *space] -> [n, c]."""
     return channel_sums(g)
 
 
-def _batch_norm(call: Call, a: Tensor, g: Tensor, shape: Sequence[int]) -> Tensor:
-    mean, variance = call["running_mean"].to(a), call["running_var"].to(a)
-    return batch_norm(a, g, mean, variance, call["eps"])
+def _batch_norm(arguments: Arguments, a: Tensor, g: Tensor, shape: Sequence[int]) -> Tensor:
+    mean, variance = arguments["running_mean"].to(a), arguments["running_var"].to(a)
+    return batch_norm(a, g, mean, variance, arguments["eps"])
 
 
-def _batch_norm_back(call: Call, g: Tensor) -> Tensor:
-    """dL/da = g p / sqrt(variance + eps), one pass over g where torch's takes the sums as well."""
-    factor: Tensor = (call["running_var"] + call["eps"]).rsqrt()
-    factor = factor if call.get("weight") is None else factor * call["weight"].detach()
+def _batch_norm_input_gradient(arguments: Arguments, g: Tensor) -> Tensor:
+    """dL/da = g p / sqrt(variance + eps). One pass over g; torch's own computes the sums too."""
+    factor: Tensor = (arguments["running_var"] + arguments["eps"]).rsqrt()
+    weight = arguments.get("weight")
+    factor = factor if weight is None else factor * weight.detach()
     return (g * factor.view(-1, *(1 for _ in g.shape[2:]))).to(g.dtype)
 
 
-def _group_norm(call: Call, a: Tensor, g: Tensor, shape: Sequence[int]) -> Tensor:
-    normed = F.group_norm(a.flatten(0, 1), call["num_groups"], eps=call["eps"]).view(a.shape)
+def _group_norm(arguments: Arguments, a: Tensor, g: Tensor, shape: Sequence[int]) -> Tensor:
+    flat = a.flatten(0, 1)
+    normed = F.group_norm(flat, arguments["num_groups"], eps=arguments["eps"]).view(a.shape)
     return channel_sums(normed * g)
 
 
-def _layer_norm(call: Call, a: Tensor, g: Tensor, shape: Sequence[int]) -> Tensor:
-    return scale(F.layer_norm(a, call["normalized_shape"], eps=call["eps"]), g, shape)
+def _layer_norm(arguments: Arguments, a: Tensor, g: Tensor, shape: Sequence[int]) -> Tensor:
+    normed = F.layer_norm(a, arguments["normalized_shape"], eps=arguments["eps"])
+    return scale(normed, g, shape)
 
 
 _LINEAR = Layer(
     "linear",
     ("input", "weight", "bias"),
     {"weight": Rule("input", _linear, _add_linear), "bias": Rule(None, _shift)},
-    image_dims=lambda call, dims: dims - 1,
-    applies=lambda call: call["weight"].ndim == 2,
-    # Its matmul folds a strided [t, n, i] into one product only for a weight that asks for a
-    # gradient, and else takes t of them: https://github.com/pytorch/pytorch/pull/166891
-    dense="input",
+    image_dims=lambda arguments, dims: dims - 1,
+    applies=lambda arguments: arguments["weight"].ndim == 2,
+    # torch folds a strided [t, n, i] into one matrix product only if the weight requires a
+    # gradient, and else computes t products: https://github.com/pytorch/pytorch/pull/166891
+    contiguous="input",
 )
 _CONV = Layer(
     "conv",
     ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
     {"weight": Rule("input", _conv, _add_conv), "bias": Rule(None, _channel_shift)},
-    image_dims=lambda call, dims: 1,
+    image_dims=lambda arguments, dims: 1,
 )
 _BATCH_NORM = Layer(
     "batch norm",
     ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
     {"weight": Rule("input", _batch_norm), "bias": Rule(None, _channel_shift)},
-    image_dims=lambda call, dims: 1,
-    applies=lambda call: call["running_mean"] is not None and not call["training"],
-    back=_batch_norm_back,
+    image_dims=lambda arguments, dims: 1,
+    applies=lambda arguments: arguments["running_mean"] is not None and not arguments["training"],
+    input_gradient=_batch_norm_input_gradient,
 )
 _GROUP_NORM = Layer(
     "group norm",
     ("input", "num_groups", "weight", "bias", "eps"),
     {"weight": Rule("input", _group_norm), "bias": Rule(None, _channel_shift)},
-    image_dims=lambda call, dims: 1,
+    image_dims=lambda arguments, dims: 1,
 )
 _LAYER_NORM = Layer(
     "layer norm",
     ("input", "normalized_shape", "weight", "bias", "eps"),
     {"weight": Rule("input", _layer_norm), "bias": Rule(None, _shift)},
-    image_dims=lambda call, dims: dims - len(call["normalized_shape"]),
+    image_dims=lambda arguments, dims: dims - len(arguments["normalized_shape"]),
 )
 _SCALE = Layer(
     "scale",
     ("input", "other"),
     {"input": Rule("other", _scale), "other": Rule("input", _scale)},
-    image_dims=lambda call, dims: dims,
+    image_dims=lambda arguments, dims: dims,
 )
 _SHIFT = Layer(
     "shift",
     ("input", "other"),
     {"input": Rule(None, _shift), "other": Rule(None, _shift)},
-    image_dims=lambda call, dims: dims,
+    image_dims=lambda arguments, dims: dims,
 )
 _EXPAND = Layer(
     "expand",
     ("input", *"01234567"),  # sizes, one by one or in a tuple
     {"input": Rule(None, _shift)},
-    image_dims=lambda call, dims: dims,
+    image_dims=lambda arguments, dims: dims,
 )
 
 LAYERS: Mapping[Callable[..., Any], Layer] = {

@@ -1,12 +1,12 @@
-"""The gradient of every image by itself, one pure rule per layer type.
+"""The gradient of every single image, as one pure rule per layer type.
 
-A layer computes z = f(a; p). Of the loss L = sum_n L_n over images n, backward hands over
-g = dL/dz, and g[n] = dL_n/dz[n], for in eval mode no image touches another one. From a and g
-a rule gives, without a second backward pass, dL_n/dp for every n, [n, *p.shape].
+A layer computes z = f(a; p). The loss is L = sum_n L_n over images n. Backward hands over
+g = dL/dz, and g[n] = dL_n/dz[n], because in eval mode no image affects another one. From a and g
+a rule computes dL_n/dp for every n, [n, *p.shape], without a second backward pass.
 
-DecodedImages come first: a[n] and g[n] are the tensors the layer sees when image n is alone in its batch,
-so a convolution has a [n, k, c, *space], k = 1 unless the model folds windows or crops into its
-batch. Every layer of `layers.py` comes down to these.
+The first dimension is the image: a[n] and g[n] are the tensors that the layer sees when image n is
+alone in its batch. A convolution therefore has a [n, k, c, *space], where k = 1 unless the model
+folds windows or crops into its batch. Every layer of `layer_table.py` is reduced to these rules.
 
 Letters: n image, k map of an image, t position, i and o features in and out, c channel.
 
@@ -23,33 +23,34 @@ import torch
 from torch import Tensor
 
 
-class Options(NamedTuple):
-    """Of a convolution, one number for each dimension of its kernel."""
+class ConvOptions(NamedTuple):
+    """The options of a convolution: one number for each dimension of its kernel."""
 
     stride: tuple[int, ...]
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
 
 
-# Up to so many positions a product with ones is the fastest sum.
-MANY_TO_SUM = 32
+# Below this number of positions, a matrix product with ones is faster than `sum`.
+MIN_POSITIONS_FOR_SUM = 32
 
 
 def shift(g: Tensor, shape: Sequence[int]) -> Tensor:
-    """z = a + p, p broadcast against one image: dL_n/dp = sum of g[n] over what p repeats over.
+    """z = a + p, where p is broadcast against one image.
 
-    g [n, *z], p of `shape` aligned with z from the right. Returns [n, *shape].
+    dL_n/dp is the sum of g[n] over the dimensions along which p is repeated. g [n, *z]; p has
+    `shape`, aligned with z from the right. Returns [n, *shape].
 
     >>> shift(torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]), [2])
     tensor([[4., 6.]])
     """
-    lead = g.ndim - len(shape)
-    repeats = [*range(1, lead), *(lead + j for j, size in enumerate(shape) if size == 1)]
-    return (g.sum(repeats) if repeats else g).reshape(len(g), *shape)
+    leading = g.ndim - len(shape)
+    repeated = [*range(1, leading), *(leading + j for j, size in enumerate(shape) if size == 1)]
+    return (g.sum(repeated) if repeated else g).reshape(len(g), *shape)
 
 
 def scale(a: Tensor, g: Tensor, shape: Sequence[int]) -> Tensor:
-    """z = a * p, p broadcast against one image: dL_n/dp = sum of a[n] g[n], as in `shift`.
+    """z = a * p, where p is broadcast against one image: dL_n/dp = sum of a[n] g[n], as in `shift`.
 
     >>> scale(torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]), torch.ones(1, 2, 2), [2, 1])
     tensor([[[3.],
@@ -71,23 +72,23 @@ def conv(
     a: Tensor,
     g: Tensor,
     size: Sequence[int],
-    options: Options,
+    options: ConvOptions,
 ) -> Tensor:
-    """Convolution of any dimension: its ordinary weight gradient, the batch folded into groups.
+    """Convolution of any dimension: torch's own weight gradient with the batch folded into groups.
 
-    a [n, k, c, *space], g [n, k, o, *positions], weight `size` [o, c / groups, *kernel]. As groups
-    never mix, one call on a single image of n k c channels gives every image's block. Returns
-    [n, *size].
+    a [n, k, c, *space], g [n, k, o, *positions], weight `size` [o, c / groups, *kernel]. Groups do
+    not mix, so one call on a single image of n k c channels gives the gradient of every image.
+    Returns [n, *size].
 
     >>> a, g = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 10.0])
-    >>> conv(a.view(1, 1, 1, 3), g.view(1, 1, 1, 2), (1, 1, 2), Options((1,), (0,), (1,)))
+    >>> conv(a.view(1, 1, 1, 3), g.view(1, 1, 1, 2), (1, 1, 2), ConvOptions((1,), (0,), (1,)))
     tensor([[[[21., 32.]]]])
     """
     n, k, c = a.shape[:3]
     blocks = torch.ops.aten.convolution_backward(
         g.reshape(1, n * k * size[0], *g.shape[3:]),
         a.reshape(1, n * k * c, *a.shape[3:]),
-        g.new_empty(1).expand(n * k * size[0], *size[1:]),  # read for its shape alone
+        g.new_empty(1).expand(n * k * size[0], *size[1:]),  # only its shape is read
         bias_sizes=None,
         stride=options.stride,
         padding=options.padding,
@@ -102,13 +103,13 @@ def conv(
 
 
 def channel_sums(t: Tensor) -> Tensor:
-    """[n, k, c, *space] -> [n, c].
+    """Sum over maps and space: [n, k, c, *space] -> [n, c].
 
     >>> channel_sums(torch.tensor([[1.0, 2.0], [3.0, 4.0]]).view(1, 1, 2, 2))
     tensor([[3., 7.]])
     """
     flat = t.flatten(3) if t.ndim > 3 else t[..., None]
-    if 1 < flat.shape[-1] < MANY_TO_SUM:  # `sum` takes as long for each as for a long row
+    if 1 < flat.shape[-1] < MIN_POSITIONS_FOR_SUM:  # on a short row `sum` is as slow as on a long
         sums = flat @ flat.new_ones(flat.shape[-1])
     else:
         sums = flat.sum(-1)
@@ -123,20 +124,20 @@ def batch_norm(a: Tensor, g: Tensor, mean: Tensor, variance: Tensor, eps: float)
     tensor([[5.]])
     """
     n, k, c = a.shape[:3]
-    if a[0, 0, 0].numel() < MANY_TO_SUM:
-        column = (-1, *(1 for _ in a.shape[3:]))
-        return channel_sums((a - mean.view(column)).mul_(g)) * (variance + eps).rsqrt()
-    # As in `conv`: one image of n k c channels, whose ordinary gradient reads a and g once.
-    # CUDA takes no None for what it does not read: the saved statistics, the weight's values.
-    nothing = mean.new_empty(0)
+    if a[0, 0, 0].numel() < MIN_POSITIONS_FOR_SUM:
+        per_channel = (-1, *(1 for _ in a.shape[3:]))
+        return channel_sums((a - mean.view(per_channel)).mul_(g)) * (variance + eps).rsqrt()
+    # As in `conv`, this is one image of n k c channels, whose own gradient reads a and g once.
+    # The saved statistics and the weight's values are not read, but CUDA does not accept None.
+    unread = mean.new_empty(0)
     sums = torch.ops.aten.native_batch_norm_backward(
         g.reshape(1, n * k * c, -1),
         a.reshape(1, n * k * c, -1),
         mean.new_ones(n * k * c),
         mean.repeat(n * k),
         variance.repeat(n * k),
-        nothing,
-        nothing,
+        unread,
+        unread,
         False,
         eps,
         [False, True, False],

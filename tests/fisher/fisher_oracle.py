@@ -1,9 +1,17 @@
-"""The obviously right Fisher diagonal: a batch-of-one autograd loop in the model's own dtype."""
+"""The obviously right results: batch-of-one autograd loops, and the comparison with them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+
+from pbu_cli.fisher.diagonal import fisher_diagonal
+from pbu_cli.fisher.validated_plan import crops_and_plan, in_eval_mode, named_parameters
+
+LABELS = torch.tensor([0, 3, 1])
 
 
 def fisher_loop(model: nn.Module, x: Tensor, labels: Tensor, estimator: str) -> dict[str, Tensor]:
@@ -24,16 +32,19 @@ def fisher_loop(model: nn.Module, x: Tensor, labels: Tensor, estimator: str) -> 
     return {name: value.detach() for name, value in total.items()}
 
 
-def errors(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> tuple[float, float, str]:
-    """Relative error of the whole vector, of the worst tensor, and that one's name."""
-    assert found.keys() == wanted.keys()
+def errors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> tuple[float, float, str]:
+    """Relative error of the whole vector, of the worst tensor, and the name of that tensor."""
+    assert found.keys() == expected.keys()
     each = {}
-    for name, want in wanted.items():
-        assert found[name].shape == want.shape
-        difference, size = float((found[name] - want).norm()), float(want.norm())
+    for name, target in expected.items():
+        assert found[name].shape == target.shape
+        difference, size = float((found[name] - target).norm()), float(target.norm())
         each[name] = difference / size if size > 0 else difference
-    gap = sum(float((found[name] - want).square().sum()) for name, want in wanted.items()) ** 0.5
-    size = sum(float(want.square().sum()) for want in wanted.values()) ** 0.5
+    gap = (
+        sum(float((found[name] - target).square().sum()) for name, target in expected.items())
+        ** 0.5
+    )
+    size = sum(float(target.square().sum()) for target in expected.values()) ** 0.5
     worst = max(each, key=lambda name: each[name])
     return gap / size, each[worst], worst
 
@@ -59,3 +70,49 @@ def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
         elif name.endswith("running_var"):
             buffer.copy_(uniform(buffer, 0.5, 1.5))
     return model
+
+
+def random_tensor(*shape: int, seed: int = 0) -> Tensor:
+    """Normally distributed numbers in float64."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.double)
+
+
+def per_image_gradients(
+    forward: Callable[[Tensor, Tensor], Tensor], a: Tensor, g: Tensor, p: Tensor
+) -> Tensor:
+    """dL_n/dp for z = forward(a[n], p) and dL_n/dz = g[n], [n, *p.shape], by autograd."""
+    rows: list[Tensor] = []
+    for a_n, g_n in zip(a, g, strict=True):
+        leaf = p.clone().requires_grad_()
+        rows += torch.autograd.grad(forward(a_n, leaf), leaf, g_n)
+    return torch.stack(rows)
+
+
+def check(model: nn.Module, x: Tensor) -> None:
+    """Compare the diagonal of all parameters with the loop, for both deterministic estimators."""
+    for estimator in ("empirical", "exact"):
+        expected = fisher_loop(model, x, LABELS, estimator)
+        found = fisher_diagonal(
+            model, [(x[:2], LABELS[:2]), (x[2:], LABELS[2:])], estimator=estimator
+        )
+        whole, worst, name = errors(found, expected)
+        assert whole < 1e-10
+        assert worst < 1e-8, name
+
+
+def empirical(model: nn.Module, x: Tensor, **options: Any) -> dict[str, Tensor]:
+    """The diagonal for one batch of images, by default with the estimator `empirical`."""
+    return fisher_diagonal(model, [(x, LABELS[: len(x)])], **options)
+
+
+def close(found: dict[str, Tensor], expected: dict[str, Tensor], bound: float = 1e-10) -> bool:
+    """Whether no tensor has a relative error above `bound`."""
+    return errors(found, expected)[1] < bound
+
+
+def strategies_of(model: nn.Module, x: Tensor) -> dict[str, str]:
+    """The strategy that each parameter of the model gets for images like x."""
+    with in_eval_mode(model):
+        plan = crops_and_plan(model, named_parameters(model, None), x)[1]
+    return dict(plan.strategies)
