@@ -1,72 +1,76 @@
-"""Anchors: inputs that stand for the classes that stay, made from the network itself.
+"""What anchors add to a step of the loop; `model_inversion` defines what an anchor is.
 
-Forget images say little about the other classes, and no other image may be read. But the network
-can be asked what it takes for one of them. Starting at the forget inputs, train_step over x
+`AnchorLoss` has two purposes. It keeps the retained classes as they are, by holding logits and
+features on the anchors. And it removes the class from the features, so that a linear probe cannot
+tell forget features from anchor features. `NoAnchors` stands in for it in a run without anchors.
 
-    cross-entropy(f(x), t) + mean_l mean_k ((m_lk - m*_lk) / s*_lk)^2 + (s_lk / s*_lk - 1)^2
-
-with t one of the classes that stay, or a mixture of two, and m, s the means and deviations over a
-batch of what enters the channels of each BatchNorm l behind the trunk, m*, s* its statistics, which
-are those of all that the network was trained on. Where there is none they are those of x's
-channels, m*, s* at the start, with a weight of 3. These are no data: they come from theta*. x is
-what enters the layers that train, so behind a frozen trunk it is a feature map, no image ever
-exists, and the trunk costs nothing.
-
-The same is then done the other way round, from anchors towards the class that is to go, for what
-else the network would recognise as one of it: what is forgotten on the images given alone comes
-back on others, the sooner the fewer they were.
-
-Source: after DeepInversion (Yin et al., "Dreaming to Distill", CVPR 2020, arXiv 1912.08795), there
-over pixels, from noise, and with an image prior, which behind the trunk was worth nothing here.
-Held to its start alone, an anchor in a network with BatchNorm overdoes what its class is told by:
-in a ResNet-20 their features deviated 1.27 and 1.47 times as far as those of images (without ship,
-without cat), held to its statistics 1.16 and 1.21 times.
-
-Index letters: n inputs, l layers, k channels, c classes, d features.
+A *feature* is an input of the head. Index letters: n inputs, c classes, d features.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pbu_cli.models.hooks import capture_input
+from pbu_cli.models.inference import predict
 from pbu_cli.settings import Schedule, Weights
-from pbu_cli.unlearning.batchnorm_mean import batch_norms, trained_mean
-from pbu_cli.unlearning.class_row import ClassRow, level
-from pbu_cli.unlearning.model_inversion import EPSILON, Anchors, inputs_at_once
+from pbu_cli.unlearning.channel_statistics import EPSILON
+from pbu_cli.unlearning.class_row import ClassRow, low_means, target_offset
+from pbu_cli.unlearning.model_inversion import Anchors, inputs_at_once
 from pbu_cli.unlearning.objective import discriminant, restricted_log_softmax, stability
 
-REFIT = 5  # steps between two looks for what tells forget images from anchors
-RECENT = 8  # batches of either that are looked at
+REFIT_EVERY = 5  # steps between two fits of the discriminant
+RECENT_BATCHES = 8  # the discriminant is fitted to this many batches of features
+
+
+class ForwardPass(NamedTuple):
+    """What a step gets from the model.
+
+    logits: for the forget inputs, [n, c]. loss: what the anchors add to the loss, []. drift: of the
+    logits on the anchors, nats, []. features: forget features and anchor features, each [n, d], or
+    nothing without anchors.
+    """
+
+    logits: Tensor
+    loss: Tensor
+    drift: Tensor
+    features: tuple[Tensor, ...]
 
 
 class AnchorLoss:
-    """The anchors beside the forget images in every step, and what they add to the loss:
+    """The anchors of a run, and the terms that they add to the loss of every step:
 
-        epsilon * (KL(softmax z* || softmax z) on the anchors, among the classes that stay
-                   + 1/5 |h - h*|^2 / trace of the covariance of h*)
-        + zeta * (relu(log(D / D_1)) + relu(E / E_0 - 1) + 5 relu(1 - V / V_1))
+        epsilon * (KL(softmax z* || softmax z) on the anchors, among the retained classes
+                   + 1/5 |h - h*|^2 / trace of the covariance of h*, on the anchors)
+        + zeta * (separation loss + distance hinge + variance hinge)
 
-    with h the input of the head and D the squared Mahalanobis distance of the forget images and
-    the anchors in it, by which a linear probe would tell them apart (`objective.discriminant`, of
-    the recent ones and with S held constant). D_1 is `schedule.apart` times D at theta*, at least
-    `schedule.least_apart`: a network that never saw the class does not place its images among the
-    others either, and all the less the more they look like none of them.
+    with z the logits, h the features, and a star for their values at theta*.
 
-    E is the mean squared distance of forget images from the mean anchor, E_0 that at theta*. What
-    no image has used can be changed without moving an anchor, and in a DenseNet BatchNorm
-    multiplies that: without this, forget images ended up a hundred times further out than any.
+    Separation loss: relu(log(D / D_1)). D is the squared Mahalanobis distance between forget
+    features and anchor features, by which a linear probe would tell them apart. It is
+    `objective.discriminant` of recent batches, with the covariance S held constant. D_1 is
+    `schedule.apart` times D at theta*, but at least `schedule.least_apart`: a network that never
+    saw the class does not place its images among those of the other classes either. It places
+    them further away, the less they look like the other classes.
 
-    V is the scatter of the forget images, the trace of their features' covariance, and V_1
-    `schedule.scatter` times that at theta*. A network that never saw the class spreads its images
-    among the others (0.77 and 1.10 of the scatter in the original, ship and cat of a ResNet-20).
-    The other terms draw them together, to 0.56 with ship, and ten of them then tell an attacker of
-    the rest: relearnt were 68 % of ships, with this term 53 to 63, in that network 54 to 56.
+    Distance hinge: relu(E / E_0 - 1). E is the mean squared distance of the forget features from
+    the mean anchor feature, and E_0 is E at theta*. Directions of feature space that no image uses
+    can be changed without moving an anchor, and in a DenseNet BatchNorm multiplies such a change:
+    without this term forget images ended up a hundred times further out than any other image.
 
-    `withdraw` moves the head's row of the class first (`head_row`).
+    Variance hinge: 5 relu(1 - V / V_1). V is the trace of the covariance of the forget features,
+    and V_1 is `schedule.scatter` times V at theta*. A network that never saw the class spreads its
+    images among those of the other classes (with 0.77 and 1.10 of the original's V, for ship and
+    cat of a ResNet-20). The other terms draw the forget images together, to 0.56 of V with ship.
+    Ten of them then tell an attacker about all: 68 % of ships were relearnt, with this term 53 to
+    63 %, and 54 to 56 % in the network that never saw a ship.
     """
+
+    moves_features = True  # so there is work left where the logits have forgotten the class
 
     def __init__(
         self,
@@ -79,126 +83,168 @@ class AnchorLoss:
     ) -> None:
         self._model, self._head, self._anchors = model, head, anchors
         self._forgotten, self._weights = forgotten, weights
-        self._middle = anchors.features.mean(dim=0)
-        self._reach = (anchors.opposite - self._middle).square().sum(dim=1).mean()
-        self._row = ClassRow(model, head, forgotten, anchors.features, anchors.answers)
-        self._means = _low_at(model, head, anchors, forgotten, inputs_at_once(schedule))
-        self._scatter = schedule.scatter * _scatter(anchors.opposite)
-        distance = discriminant(anchors.opposite, anchors.features)[1]
-        self._apart = (schedule.apart * distance).clamp(min=schedule.least_apart)
-        self._tau, self._together = schedule.tau, inputs_at_once(schedule)
-        self._reference = restricted_log_softmax(anchors.answers, forgotten)
-        self._spread = _scatter(anchors.features)
-        self._draw = torch.Generator().manual_seed(schedule.seed)
+        self._tau, self._at_once = schedule.tau, inputs_at_once(schedule)
+        forget_features = anchors.forget_features
+        self._reference = restricted_log_softmax(anchors.logits, forgotten)
+        self._mean = anchors.features.mean(dim=0)
+        self._variance = total_variance(anchors.features)
+        self._max_distance = (forget_features - self._mean).square().sum(dim=1).mean()
+        self._min_variance = schedule.scatter * total_variance(forget_features)
+        separation = discriminant(forget_features, anchors.features)[1]
+        self._max_separation = (schedule.apart * separation).clamp(min=schedule.least_apart)
+        self._row = ClassRow(model, head, forgotten, anchors.features, anchors.logits)
+        self._low_means = low_means(model, head, anchors, forgotten, self._at_once)
+        self._generator = torch.Generator().manual_seed(schedule.seed)
         self.restart()
 
     def restart(self) -> None:
-        """Forget what was seen on a way that was left."""
+        """Reset the state that belongs to an abandoned attempt."""
         self._steps = 0
-        self._recent = [(self._anchors.opposite, self._anchors.features)]
-        self._direction = torch.zeros_like(self._middle)
-        self._distance = torch.zeros_like(self._apart)
+        self._recent = [(self._anchors.forget_features, self._anchors.features)]
+        self._direction = torch.zeros_like(self._mean)
+        self._separation = torch.zeros_like(self._max_separation)
 
     @property
     def changes(self) -> list[str]:
-        """Names of the parameters that `withdraw` changes."""
+        """Names of the parameters that `apply` changes."""
         return [f"{self._head}.{name}" for name in self._row.changes]
 
-    def apply(self, answers: Tensor) -> None:
-        """Move the head's row of the class; `answers` are those of the `ForgetSet`."""
-        goal = level(answers, self._forgotten, self._tau)
-        self._row.apply(self._means, self._anchors.opposite.mean(dim=0), goal)
+    def apply(self, logits: Tensor) -> None:
+        """Move the head's row of the class (`class_row`) before the first step.
+
+        logits: those of the `ForgetSet`, [n, c].
+        """
+        offset = target_offset(logits, self._forgotten, self._tau)
+        self._row.apply(self._low_means, self._anchors.forget_features.mean(dim=0), offset)
 
     def undo(self) -> None:
-        """Undo `withdraw`."""
-        self._row.restore()
+        """Undo `apply`."""
+        self._row.undo()
 
     @torch.no_grad()
-    def drift(self) -> float:
-        """Of the model's answers to all anchors, nats."""
-        answers = torch.cat(
-            [self._model(part).float() for part in self._anchors.inputs.split(self._together)]
-        )
-        return stability(answers, self._reference, self._forgotten).item()
+    def drift(self) -> float | None:
+        """The drift of the model's logits on all anchors, nats."""
+        logits = predict(self._model, self._anchors.inputs.split(self._at_once)).logits
+        return stability(logits, self._reference, self._forgotten).item()
 
-    def draw(self, count: int) -> tuple[Tensor, ...]:
-        """For `meet`: so many anchors by chance, their inputs, answers and features at theta*; and
-        what told forget images from anchors when last looked for."""
+    def judged_drift(self, on_forget: Tensor, on_anchors: Tensor) -> Tensor:
+        """The drift that a run is judged by, of the drifts on forget images and on anchors."""
+        return on_anchors
+
+    def sample(self, count: int) -> tuple[Tensor, ...]:
+        """The tensors that `forward` takes besides forget inputs.
+
+        They are the inputs of `count` random anchors, the log-softmax of their logits and their
+        features at theta*, and the latest discriminant with its distance.
+        """
         anchors = self._anchors
-        index = torch.randint(len(anchors.inputs), (count,), generator=self._draw)
-        index = index.to(anchors.inputs.device, non_blocking=True)  # a GPU is not waited for
-        drawn = anchors.inputs[index], self._reference[index], anchors.features[index]
-        return (*drawn, self._direction, self._distance)
+        index = torch.randint(len(anchors.inputs), (count,), generator=self._generator)
+        # non_blocking, so that the CPU does not wait for the GPU.
+        index = index.to(anchors.inputs.device, non_blocking=True)
+        chosen = anchors.inputs[index], self._reference[index], anchors.features[index]
+        return (*chosen, self._direction, self._separation)
 
     @property
-    def fits(self) -> bool:
-        """Whether the next `meet` looks again for what tells forget images from anchors, by its own
-        and recent ones."""
-        return self._steps % REFIT == 0
+    def refit_due(self) -> bool:
+        """Whether the next `forward` fits the discriminant again, to its own features and recent
+        ones. Such a call must not be recorded as a CUDA graph."""
+        return self._steps % REFIT_EVERY == 0
 
-    def meet(
-        self,
-        inputs: Tensor,
-        beside: Tensor,
-        reference: Tensor,
-        features: Tensor,
-        direction: Tensor,
-        distance: Tensor,
-    ) -> tuple[Tensor, ...]:
-        """The model's answers to forget inputs [n, *shape], [n, c]; what to add to the loss; the
-        drift of the answers to the anchors that `draw` gave, nats; and for `see`, the input of the
-        head for both. Where it `fits` it does more, and is nothing to record (`replay.py`).
-        """
+    def forward(self, inputs: Tensor, *sample: Tensor) -> ForwardPass:
+        """One forward pass of forget inputs [n, *shape] and of the anchors in `sample`."""
+        anchor_inputs, reference, features_before, direction, separation = sample
         count = len(inputs)
-        with capture_input(self._model, self._head) as heard:
-            answers = self._model(torch.cat([inputs, beside]))
-        ours, theirs = heard[0].split(count)
-        drift = stability(answers[count:], reference, self._forgotten)
-        moved = (theirs - features).square().sum(dim=1).mean() / self._spread
+        with capture_input(self._model, self._head) as captured:
+            logits = self._model(torch.cat([inputs, anchor_inputs]))
+        forget_features, anchor_features = captured[0].split(count)
+        drift = stability(logits[count:], reference, self._forgotten)
+        moved = (anchor_features - features_before).square().sum(dim=1).mean() / self._variance
         loss = self._weights.epsilon * (drift + moved / 5)
-        pull = self._pull(ours, theirs, direction, distance)
-        apart = pull + self._outside(ours) + self._gathered(ours)
-        return answers[:count], loss + self._weights.zeta * apart, drift, ours, theirs
+        if self.refit_due:
+            direction, separation = self._refitted(forget_features, anchor_features)
+        of_forget = (
+            self._separation_loss(forget_features, anchor_features, direction, separation)
+            + self._distance_hinge(forget_features)
+            + self._variance_hinge(forget_features)
+        )
+        loss = loss + self._weights.zeta * of_forget
+        return ForwardPass(logits[:count], loss, drift, (forget_features, anchor_features))
 
-    def see(self, ours: Tensor, theirs: Tensor) -> None:
-        """Keep what `meet` gave last, after its step."""
-        self._recent = [*self._recent, (ours.clone(), theirs.clone())][-RECENT:]
+    def record_features(self, *features: Tensor) -> None:
+        """Keep the features of the last `forward`, after its step."""
+        forget_features, anchor_features = features
+        newest = forget_features.clone(), anchor_features.clone()
+        self._recent = [*self._recent, newest][-RECENT_BATCHES:]
         self._steps += 1
 
-    def _pull(self, ours: Tensor, theirs: Tensor, direction: Tensor, distance: Tensor) -> Tensor:
-        if self.fits:
-            recent = [*self._recent, (ours.detach(), theirs.detach())][-RECENT:]
-            groups = (torch.cat(part) for part in zip(*recent, strict=True))
-            direction, distance = self._direction, self._distance = discriminant(*groups)
-        difference = ours.mean(dim=0) - theirs.detach().mean(dim=0)
-        # The gradient of log D for D = difference . S^-1 difference.
-        slope = torch.where(distance > self._apart, 2 / distance, 0.0)
-        return slope * (difference @ direction)
+    def _refitted(self, forget: Tensor, anchor: Tensor) -> tuple[Tensor, Tensor]:
+        """The discriminant and its distance, fitted to these features [n, d] and recent ones."""
+        recent = [*self._recent, (forget.detach(), anchor.detach())][-RECENT_BATCHES:]
+        groups = (torch.cat(group) for group in zip(*recent, strict=True))
+        self._direction, self._separation = discriminant(*groups)
+        return self._direction, self._separation
 
-    def _outside(self, ours: Tensor) -> Tensor:
-        return F.relu((ours - self._middle).square().sum(dim=1).mean() / self._reach - 1)
+    def _separation_loss(
+        self, forget: Tensor, anchor: Tensor, direction: Tensor, separation: Tensor
+    ) -> Tensor:
+        """A loss whose gradient is that of relu(log(D / D_1)).
 
-    def _gathered(self, ours: Tensor) -> Tensor:
-        return 5 * F.relu(1 - _scatter(ours) / self._scatter)
+        For D = v . S^-1 v, with v the difference of the means, the gradient of log D by v is
+        2 S^-1 v / D. direction: S^-1 v, [d]; separation: D, [].
+        """
+        difference = forget.mean(dim=0) - anchor.detach().mean(dim=0)
+        factor = torch.where(separation > self._max_separation, 2 / separation, 0.0)
+        return factor * (difference @ direction)
+
+    def _distance_hinge(self, forget: Tensor) -> Tensor:
+        distance = (forget - self._mean).square().sum(dim=1).mean()
+        return F.relu(distance / self._max_distance - 1)
+
+    def _variance_hinge(self, forget: Tensor) -> Tensor:
+        return 5 * F.relu(1 - total_variance(forget) / self._min_variance)
 
 
-def _scatter(features: Tensor) -> Tensor:
-    """Trace of the covariance of features [n, d], as a sample tells it, never 0. -> []."""
+class NoAnchors:
+    """The interface of `AnchorLoss` for a run without anchors: it adds 0 to the loss."""
+
+    moves_features = False
+    refit_due = False
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    def restart(self) -> None:
+        """There is no state."""
+
+    @property
+    def changes(self) -> list[str]:
+        return []
+
+    def apply(self, logits: Tensor) -> None:
+        """The head's row stays as it is."""
+
+    def undo(self) -> None:
+        """Nothing was moved."""
+
+    def drift(self) -> float | None:
+        """There are no anchors to measure it on."""
+        return None
+
+    def judged_drift(self, on_forget: Tensor, on_anchors: Tensor) -> Tensor:
+        return on_forget
+
+    def sample(self, count: int) -> tuple[Tensor, ...]:
+        return ()
+
+    def forward(self, inputs: Tensor, *sample: Tensor) -> ForwardPass:
+        logits = self._model(inputs)
+        zero = logits.new_zeros(())
+        return ForwardPass(logits, zero, zero, ())
+
+    def record_features(self, *features: Tensor) -> None:
+        """There is no discriminant to fit."""
+
+
+def total_variance(features: Tensor) -> Tensor:
+    """The trace of the covariance of features [n, d], estimated from a sample; never 0. -> []."""
     return features.var(dim=0, correction=min(1, len(features) - 1)).sum() + EPSILON
-
-
-def _low_at(model: nn.Module, head: str, anchors: Anchors, forgotten: Tensor, size: int) -> Tensor:
-    """The mean features against which the class's row is put, [k, d].
-
-    Training without the class puts it against those of the others alone. BatchNorm tells what they
-    were, if classes were equally many. Where there is none behind the trunk the anchors, held to
-    nothing else either, are poor stand-ins, and the mean of the forget images joins theirs.
-    """
-    own = anchors.opposite.mean(dim=0)
-    norms = batch_norms(model, anchors.inputs[:2])
-    if not norms:
-        return torch.stack([anchors.features.mean(dim=0), own])
-    rounds = [part for part in anchors.inputs.split(size) if len(part) > 1]  # one has no variance
-    everything = trained_mean(model, head, norms, rounds).to(own.device)
-    share = forgotten.float().mean()
-    return ((everything - share * own) / (1 - share))[None]

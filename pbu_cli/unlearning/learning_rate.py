@@ -20,37 +20,40 @@ def calibrated_rate(
     factors: list[float],
     schedule: Schedule,
     *,
-    from_even: bool = False,
+    from_even_odds: bool = False,
 ) -> float:
-    """The learning rate by which Adam's first `steps_to_goal` steps would reach the goal.
+    """The learning rate with which Adam's first `steps_to_goal` steps would reach the goal.
 
-    A step of sign descent at rate r lowers mean(o) by r * sum_i f_i |d mean(o) / d theta_i|, with
-    f the per-layer factors, so
+    A step of sign descent with the rate r lowers mean(o), the mean log odds of the forgotten
+    classes, by r * sum_i f_i |d mean(o) / d theta_i|, with f_i the factor of theta_i's layer. So
 
         r = mean relu(o - logit(tau)) / (steps_to_goal * sum_i f_i |d mean(o) / d theta_i|).
 
-    The excess is a mean over all forget images, the slope over at most `window` of them. 0 where
-    everything is forgotten already; with `from_even` it is at least what even odds (o = 0) would
-    have, for where the answers have forgotten the features may not.
+    The numerator is a mean over all forget images, the gradient is one over at most
+    `schedule.window` of them. The rate is 0 if everything is forgotten already. With
+    `from_even_odds` the rate is at least that of even odds (o = 0): where the logits have
+    forgotten the class, the features may still hold it.
     """
-    odds = objective.log_odds(images.answers, images.forgotten)
+    odds = objective.log_odds(images.logits, images.forgotten)
     excess = objective.excess_odds(odds, schedule.tau).item()
-    if from_even:
+    if from_even_odds:
         excess = max(excess, math.log(1 / schedule.tau - 1))
     count = min(len(images), schedule.window)
     sample = torch.linspace(0, len(images) - 1, count, device=images.labels.device).round().long()
-    slopes = [torch.zeros_like(parameter) for parameter in theta]
+    gradients = [torch.zeros_like(parameter) for parameter in theta]
     for index in sample.split(schedule.batch_size):
         odds = objective.log_odds(model(images.inputs(index)), images.forgotten)
-        found = torch.autograd.grad(odds.sum() / count, theta, materialize_grads=True)
-        torch._foreach_add_(slopes, found)
-    slope = sum(f * s.abs().sum().item() for f, s in zip(factors, slopes, strict=True))
+        of_batch = torch.autograd.grad(odds.sum() / count, theta, materialize_grads=True)
+        torch._foreach_add_(gradients, of_batch)
+    slope = sum(f * g.abs().sum().item() for f, g in zip(factors, gradients, strict=True))
     return excess / (schedule.steps_to_goal * slope) if slope > 0 else 0.0
 
 
 def rate_share(step: int, schedule: Schedule) -> float:
-    """The learning rate at a step, as a share of the full one: linearly up to 1 in `warm_up` steps,
-    then linearly to `last_rate`.
+    """The learning rate at a step, as a share of the full rate.
+
+    It rises linearly to 1 in the first `warm_up` steps, stays there until the share `hold` of all
+    steps, and then falls linearly to `last_rate`.
 
     >>> schedule = Schedule(steps=100, warm_up=10, hold=0.6, last_rate=0.0)
     >>> [rate_share(step, schedule) for step in (1, 10, 60, 80, 100)]

@@ -1,15 +1,13 @@
-"""The unlearning loop: from theta*, train_step the objective on the forget images until told to stop.
+"""The unlearning loop: from theta*, minimise the objective on the forget images until told to stop.
 
-The model is in eval mode throughout, so that BatchNorm uses and never updates its statistics.
-Yields what it sees and never prints.
+The model is in eval mode throughout, so that BatchNorm uses its running statistics and never
+updates them. The loop yields what it measures and prints nothing.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -19,191 +17,206 @@ from pbu_cli.models.hooks import gradients_for
 from pbu_cli.models.kernel_cropping import NO_CROPS, Crops
 from pbu_cli.runtime.cuda_graph import CudaGraphRunner
 from pbu_cli.runtime.device import keep_freed_memory
-from pbu_cli.settings import FORGOTTEN, HEAVIEST, Schedule, Weights
+from pbu_cli.settings import Schedule, Weights
 from pbu_cli.unlearning import objective
-from pbu_cli.unlearning.anchor_loss import AnchorLoss
-from pbu_cli.unlearning.forget_set import ForgetSet
+from pbu_cli.unlearning.anchor_loss import AnchorLoss, NoAnchors
+from pbu_cli.unlearning.forget_set import ForgetSet, shuffled_batches
 from pbu_cli.unlearning.learning_rate import calibrated_rate, rate_share
 from pbu_cli.unlearning.optimizer import PenalisedAdam
-from pbu_cli.unlearning.stopping import SLOWER, Decision, Seen, decide
+from pbu_cli.unlearning.step import Step, Window, adapted_alpha
+from pbu_cli.unlearning.stopping import BACK_OFF_FACTOR, Check, Decision, decide
 
-CHECK_EVERY = 5  # steps; each check waits for the device once
+CHECK_EVERY = 5  # steps; at each check the CPU waits for the device once
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """Which parameters of a model train.
+
+    parameters: their names. head: the names of the head's parameters, whose learning rate is
+    `schedule.head_rate` times that of the others. crops: the crops of the model's kernels, if they
+    are cropped.
+    """
+
+    parameters: Sequence[str]
+    head: Sequence[str] = ()
+    crops: Crops = field(default_factory=lambda: NO_CROPS)
 
 
 @dataclass(frozen=True)
 class Progress:
-    """One check of a run: what the recent forget images showed, and what follows from it."""
+    """One check of a run: what was measured and what follows from it.
 
-    seen: Seen
+    learning_rate: the full rate, of which `rate_share` acted at this step. alpha: the weight of
+    forgetting that acted at this step.
+    """
+
+    check: Check
     decision: Decision
     learning_rate: float
+    alpha: float
 
 
 def unlearn(
     model: nn.Module,
     images: ForgetSet,
     fisher: dict[str, Tensor],
+    trainable: Trainable,
     *,
-    trained: list[str],
-    head: list[str],
     weights: Weights,
     schedule: Schedule,
-    anchor_loss: AnchorLoss | None = None,
-    crops: Crops = NO_CROPS,
+    anchor_loss: AnchorLoss | NoAnchors | None = None,
 ) -> Iterator[Progress]:
-    """Move the `trained` parameters of `model`, in place, until the forget set is forgotten.
+    """Train the `trainable` parameters of `model`, in place, until the forget set is forgotten.
 
-    With `anchor_loss` there are anchors beside the forget images in every step, and unless delta is 0
-    the head's row of the class is withdrawn first, whether the head trains or not. `fisher` holds
-    the Fisher diagonal of every trained parameter at any scale, of whole kernels where the model's
-    are `crops`; it may be empty where beta is 0. The last Progress carries the reason for stopping.
-    Raises PbuError, with theta* restored, where the loss becomes NaN or infinite.
+    fisher: the Fisher diagonal of every parameter that trains, at any scale, and of whole kernels
+    where the model's kernels are cropped; it may be empty if beta is 0. anchor_loss: if it is
+    given, every step uses as many anchors as forget images. The head's row of the class is then
+    moved first, whether the head trains or not, unless delta is 0.
+
+    Yields a Progress every CHECK_EVERY steps and after the last step; the decision of the last one
+    says why the run stopped. Raises PbuError if the loss becomes NaN or infinite; theta* is then
+    restored.
     """
     keep_freed_memory()
     model.eval()
     named = dict(model.named_parameters())
-    theta = [named[name] for name in trained]
-    factors = [schedule.head_rate if name in set(head) else 1.0 for name in trained]
-    by_name = objective.penalty_weights(fisher, {n: named[n] for n in trained}, weights, crops)
-    slopes = [2 * by_name[name] for name in trained]
-    bounded = weights.delta > 0
-    device = images.labels.device
-
-    with gradients_for(model, theta):
-        reference = objective.restricted_log_softmax(images.answers, images.forgotten)
-        deep = anchor_loss is not None and bounded
-        rate = calibrated_rate(model, images, theta, factors, schedule, from_even=deep)
-        # The rate is that of the row as it was: it has excess to lose. The paper's objective would
-        # be reached by the row alone, and stop.
-        if anchor_loss is not None and bounded:
-            anchor_loss.apply(images.answers)
-        theta_star = _copy(theta)
-        some = images.inputs(torch.arange(min(2, len(images)), device=device))
-        # Nobody keeps the answers: autograd would have what leads to them on their stream.
-        descent = PenalisedAdam(theta, theta_star, slopes, factors, model(some))
-        window = _Window(schedule, len(images), device)
-        alpha = torch.full((), weights.alpha, device=device)
-        zero = torch.zeros((), device=device)
-
-        def move(
-            inputs: Tensor,
-            labels: Tensor,
-            before: Tensor,
-            alpha: Tensor,
-            rate: Tensor,
-            *anchors: Any,
-        ) -> list[Tensor]:
-            """One step on these alone, so that a GPU can have it recorded: the loss, the odds, the
-            drift, and what `anchor_loss` is to see."""
-            if anchor_loss is None:
-                answers, beside, of_anchors, *seen = model(inputs), zero, None
-            else:
-                answers, beside, of_anchors, *seen = anchor_loss.meet(inputs, *anchors)
-            odds = objective.log_odds(answers, images.forgotten)
-            drift = objective.stability(answers, before, images.forgotten)
-            if bounded:
-                above = objective.excess_odds(odds, schedule.tau)
-                below = objective.excess_odds(-odds, 1 - schedule.tau)
-                loss = alpha * above + schedule.restraint * below + weights.delta * drift
-            else:
-                loss = alpha * objective.log_likelihood(answers, labels)
-            loss = loss + beside
-            descent.step(loss, rate)
-            drift = drift if of_anchors is None else of_anchors
-            return [t.detach() for t in (loss, odds, drift, *seen)]
-
-        replay = CudaGraphRunner(move)
-        broke = torch.zeros((), dtype=torch.int64, device=device)  # the first step to go wrong
-        history: list[Seen] = []
-        sound = _copy(theta)
-        rounds = _shuffled(len(images), schedule, device)
-        for step, index in enumerate(rounds, start=1):
-            anchors = () if anchor_loss is None else anchor_loss.draw(len(index))
-            work = move if anchor_loss is not None and anchor_loss.fits else replay
-            loss, odds, drift, *seen = work(
-                images.inputs(index), images.labels[index], reference[index], alpha,
-                _number(rate * rate_share(step, schedule), device), *anchors,
-            )  # fmt: skip
-            if anchor_loss is not None:
-                anchor_loss.see(*seen)
-            broke = torch.where((broke == 0) & ~loss.isfinite(), step, broke)
-            window.add(odds, drift)
-            alpha = _adapted(alpha, window.recognised(), weights, schedule)
+    with gradients_for(model, [named[name] for name in trainable.parameters]):
+        anchor_loss = anchor_loss or NoAnchors(model)
+        run = _Run(model, images, fisher, trainable, weights, schedule, anchor_loss)
+        batches = shuffled_batches(len(images), schedule, images.labels.device)
+        for step, index in enumerate(batches, start=1):
+            run.step(step, index)
             if step % CHECK_EVERY and step < schedule.steps:
                 continue
-            found = torch.stack([broke.float(), window.recognised(), window.drift()]).tolist()
-            if found[0]:
-                message = _broken(int(found[0]), trained, theta)
-                _restore(theta, theta_star)
-                if anchor_loss is not None:
-                    anchor_loss.undo()
-                raise PbuError(message)
-            history.append(Seen(step, 100 * found[1], found[2]))
-            decision = decide(
-                history, steps=schedule.steps, bounded=bounded, most_drift=schedule.most_drift
-            )
-            if decision.action == "back off":
-                _restore(theta, theta_star)
-                descent.restart()
-                if anchor_loss is not None:
-                    anchor_loss.restart()
-                window = _Window(schedule, len(images), device)
-                alpha = torch.full_like(alpha, weights.alpha)
-            elif decision.action == "give up":
-                _restore(theta, sound)
-            else:
-                torch._foreach_copy_(sound, [parameter.detach() for parameter in theta])
-            yield Progress(history[-1], decision, rate)
-            if decision.action in ("give up", "stop"):
+            progress = run.check(step)
+            run.follow(progress.decision)
+            yield progress
+            if progress.decision.action in ("give up", "stop"):
                 break
-            if decision.action == "back off":
-                rate *= SLOWER
 
 
-class _Window:
-    """The most recent forget images: odds and drift, on the device so that no step waits."""
+class _Run:
+    """The state of a run of `unlearn`.
 
-    def __init__(self, schedule: Schedule, count: int, device: torch.device) -> None:
-        self.odds = torch.zeros(0, device=device)
-        self.drifts = torch.zeros(0, device=device)
-        # As many batches of a small forget set as of a large one.
-        self.length = schedule.window * min(count, schedule.batch_size) // schedule.batch_size
-        self.threshold = math.log(schedule.recognised / (1 - schedule.recognised))
+    _last_valid: theta at the newest check whose drift was within the limit. _alpha, _last_alpha:
+    the weight of forgetting in the next step and in the last one.
+    """
 
-    def add(self, odds: Tensor, drift: Tensor) -> None:
-        self.odds = torch.cat([self.odds, odds])[-self.length :]
-        self.drifts = torch.cat([self.drifts, drift.expand(len(odds))])[-self.length :]
+    def __init__(
+        self,
+        model: nn.Module,
+        images: ForgetSet,
+        fisher: dict[str, Tensor],
+        trainable: Trainable,
+        weights: Weights,
+        schedule: Schedule,
+        anchor_loss: AnchorLoss | NoAnchors,
+    ) -> None:
+        self._images, self._trainable = images, trainable
+        self._anchor_loss = anchor_loss
+        self._weights, self._schedule = weights, schedule
+        self._device = images.labels.device
+        named = dict(model.named_parameters())
+        self._theta = [named[name] for name in trainable.parameters]
+        head = set(trainable.head)
+        factors = [schedule.head_rate if name in head else 1.0 for name in trainable.parameters]
+        bounded = weights.delta > 0
+        self._reference = objective.restricted_log_softmax(images.logits, images.forgotten)
+        # The rate is calibrated before the class's row is moved, because the moved row leaves less
+        # excess to lose.
+        self._rate = calibrated_rate(
+            model, images, self._theta, factors, schedule,
+            from_even_odds=bounded and anchor_loss.moves_features,
+        )  # fmt: skip
+        # The paper's objective would be reached by moving the row alone, and the run would stop.
+        if bounded:
+            anchor_loss.apply(images.logits)
+        self._theta_star, self._last_valid = _copy(self._theta), _copy(self._theta)
+        self._optimizer = self._make_optimizer(model, fisher, factors)
+        self._work = Step(anchor_loss, self._optimizer, images.forgotten, weights, schedule)
+        self._recorded = CudaGraphRunner(self._work)
+        self._history: list[Check] = []
+        self._failed_at = torch.zeros((), dtype=torch.int64, device=self._device)  # 0: none failed
+        self._start()
 
-    def recognised(self) -> Tensor:
-        return (self.odds > self.threshold).float().mean()
+    def _make_optimizer(
+        self, model: nn.Module, fisher: dict[str, Tensor], factors: list[float]
+    ) -> PenalisedAdam:
+        names, crops = self._trainable.parameters, self._trainable.crops
+        theta: dict[str, Tensor] = dict(zip(names, self._theta, strict=True))
+        penalty = objective.penalty_weights(fisher, theta, self._weights, crops)
+        curvatures = [2 * penalty[name] for name in names]
+        some = self._images.inputs(torch.arange(min(2, len(self._images)), device=self._device))
+        # No variable keeps these logits: their autograd graph would tie later steps to this stream.
+        return PenalisedAdam(self._theta, self._theta_star, curvatures, factors, model(some))
 
-    def drift(self) -> Tensor:
-        return self.drifts.mean()
+    def _start(self) -> None:
+        self._window = Window(self._schedule, len(self._images), self._device)
+        self._alpha = torch.full((), self._weights.alpha, device=self._device)
+        self._last_alpha = self._alpha
+
+    def step(self, step: int, index: Tensor) -> None:
+        """Take step number `step`, on the forget images at `index`. Nothing waits for a GPU."""
+        work = self._work if self._anchor_loss.refit_due else self._recorded
+        rate = _scalar(self._rate * rate_share(step, self._schedule), self._device)
+        loss, odds, drift, *features = work(
+            self._images.inputs(index), self._images.labels[index], self._reference[index],
+            self._alpha, rate, *self._anchor_loss.sample(len(index)),
+        )  # fmt: skip
+        self._anchor_loss.record_features(*features)
+        failed = (self._failed_at == 0) & ~loss.isfinite()
+        self._failed_at = torch.where(failed, step, self._failed_at)
+        self._window.add(odds, drift)
+        self._last_alpha = self._alpha
+        self._alpha = adapted_alpha(
+            self._alpha, self._window.recognised(), self._weights, self._schedule
+        )
+
+    def check(self, step: int) -> Progress:
+        """Measure and decide. One transfer from the device brings all numbers."""
+        numbers = [self._failed_at.float(), self._window.recognised(), self._window.drift()]
+        failed_at, recognised, drift, alpha = torch.stack([*numbers, self._last_alpha]).tolist()
+        if failed_at:
+            self._fail(int(failed_at))
+        self._history.append(Check(step, 100 * recognised, drift))
+        decision = decide(
+            self._history, steps=self._schedule.steps, bounded=self._weights.delta > 0,
+            most_drift=self._schedule.most_drift,
+        )  # fmt: skip
+        return Progress(self._history[-1], decision, self._rate, alpha)
+
+    def follow(self, decision: Decision) -> None:
+        """Do what was decided: start over, restore, or keep theta as the last valid state."""
+        if decision.action == "back off":
+            _restore(self._theta, self._theta_star)
+            self._optimizer.restart()
+            self._anchor_loss.restart()
+            self._start()
+            self._rate *= BACK_OFF_FACTOR
+        elif decision.action == "give up":
+            _restore(self._theta, self._last_valid)
+        else:
+            torch._foreach_copy_(
+                self._last_valid, [parameter.detach() for parameter in self._theta]
+            )
+
+    def _fail(self, step: int) -> None:
+        """Restore theta* and raise PbuError: the loss is not finite since `step`."""
+        names = self._trainable.parameters
+        broken = [n for n, p in zip(names, self._theta, strict=True) if not p.isfinite().all()]
+        share = f"{len(broken)} of {len(names)} tensors"
+        where = f", and with it {share}, first {printable(broken[0])}" if broken else ""
+        _restore(self._theta, self._theta_star)
+        self._anchor_loss.undo()
+        raise PbuError(
+            f"the loss became NaN or infinite at step {step}{where}; nothing was written: lower"
+            " --alpha, or check the checkpoint"
+        )
 
 
-def _adapted(alpha: Tensor, recognised: Tensor, weights: Weights, schedule: Schedule) -> Tensor:
-    """alpha a little larger while too many images are recognised, else a little smaller."""
-    factor = torch.where(recognised > FORGOTTEN / 100, 1 + schedule.growth, 1 - schedule.growth)
-    # The paper's log P is flat where P is near 1, and no fixed alpha moves every network.
-    ceiling = schedule.ceiling * weights.alpha if weights.delta > 0 else HEAVIEST
-    return (alpha * factor).clamp(weights.alpha, ceiling)
-
-
-def _shuffled(count: int, schedule: Schedule, device: torch.device) -> Iterator[Tensor]:
-    """`steps` batches of indices, epoch after epoch, each in its own order, drawn on the CPU so
-    that it is the same on every device."""
-    generator = torch.Generator().manual_seed(schedule.seed)
-    size = min(schedule.batch_size, count)
-    order = torch.empty(0, dtype=torch.long)
-    for _ in range(schedule.steps):
-        if len(order) < size:
-            order = torch.randperm(count, generator=generator).to(device)
-        yield order[:size]
-        order = order[size:]
-
-
-def _number(value: float, device: torch.device) -> Tensor:
-    """As exact as it is, or on a GPU, for kernels there to read."""
+def _scalar(value: float, device: torch.device) -> Tensor:
+    """`value` with all its digits on the CPU, or in a GPU's memory, where its kernels read it."""
     if device.type == "cuda":
         return torch.full((), value, device=device)
     return torch.tensor(value, dtype=torch.float64)
@@ -211,17 +224,6 @@ def _number(value: float, device: torch.device) -> Tensor:
 
 def _copy(theta: list[nn.Parameter]) -> list[Tensor]:
     return [parameter.detach().clone() for parameter in theta]
-
-
-def _broken(step: int, trained: Sequence[str], theta: list[nn.Parameter]) -> str:
-    """What to say where the loss was no number at `step`."""
-    layers = [n for n, p in zip(trained, theta, strict=True) if not bool(p.isfinite().all())]
-    share = f"{len(layers)} of {len(trained)} tensors"
-    where = f", and with it {share}, first {printable(layers[0])}" if layers else ""
-    return (
-        f"the loss became NaN or infinite at step {step}{where}; nothing was written: lower"
-        " --alpha, or check the checkpoint"
-    )
 
 
 @torch.no_grad()

@@ -1,64 +1,98 @@
-"""TODO."""
+"""Anchors: synthetic inputs that stand for the retained classes, made from the network alone.
+
+An *anchor* is an input of the layers that train, optimised until the trained network theta*
+predicts one of the retained classes for it, or a mixture of two. Forget images say little about the
+retained classes, and no other image may be read, but the network holds what it has learnt of these
+classes. So model inversion starts at a forget input x and minimises over x
+
+    cross-entropy(f(x), t) + mean_l mean_k ((m_lk - m*_lk) / s*_lk)^2 + (s_lk / s*_lk - 1)^2
+
+The target t is one of the retained classes, or a mixture of two. m and s are the means and standard
+deviations, over a batch, of the channels that enter each BatchNorm l after the frozen backbone. m*
+and s* are the running statistics of that BatchNorm, which are those of the whole training set.
+Without such a BatchNorm, m and s are those of the channels of x, m* and s* are their values at the
+start, and the weight of this term is 3.
+
+Anchors are not data: they come from theta*. Behind a frozen backbone x is a feature map, so no
+image ever exists, and the backbone costs nothing.
+
+The same is then done in the other direction, from anchors to the class to forget. These synthetic
+forget inputs are what else the network would recognise as that class. If only the given images are
+forgotten, the class comes back on other images, and the sooner the fewer images were given.
+
+Source: after DeepInversion (Yin et al., "Dreaming to Distill", CVPR 2020, arXiv 1912.08795). There
+x is an image that starts as noise and is held to an image prior; behind the frozen backbone such a
+prior gained nothing here. Anchors that are held to the statistics of their start alone, in a
+network with BatchNorm, exaggerate what marks their class: in a ResNet-20 their features deviated
+1.27 and 1.47 times as far as the features of images (without ship, without cat), and 1.16 and 1.21
+times if they were held to the running statistics.
+
+Index letters: n inputs, l layers, k channels, c classes, d features.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pbu_cli.models.features import read_head
-from pbu_cli.models.hooks import first_argument, gradients_for
+from pbu_cli.models.hooks import gradients_for
+from pbu_cli.models.inference import predict
 from pbu_cli.runtime.device import multiplies_bfloat16
 from pbu_cli.settings import Schedule
 from pbu_cli.unlearning.batchnorm_mean import batch_norms
+from pbu_cli.unlearning.channel_statistics import InputLimits, batchnorm_mismatches
 
-BATCH = 128  # anchors that are made together at most; their statistics are compared as one
-RATE = 0.1  # Adam's, in standard deviations of a channel
-STATISTICS = 3.0  # weight of those of the start
-EPSILON = 1e-5
+BATCH = 128  # at most so many anchors are made together; a batch shares its statistics
+RATE = 0.1  # Adam's learning rate, in standard deviations of a channel
+START_WEIGHT = 3.0  # of the term that holds x to the statistics of its start
 
 
 @dataclass(frozen=True)
 class Anchors:
-    """inputs: [n, *what the model takes]; answers, features: theta*'s logits [n, c] on them and
-    the input of its head [n, d]. opposite: that of the forget inputs they were made from, [m, d].
+    """Anchors and what theta* gives for them.
+
+    inputs: [n, *what the model takes]. logits: [n, c]. features: the input of the head, [n, d].
+    forget_features: the same for the forget inputs that the anchors were made from, [m, d].
     """
 
     inputs: Tensor
-    answers: Tensor
+    logits: Tensor
     features: Tensor
-    opposite: Tensor
+    forget_features: Tensor
 
 
 def synthesise_anchors(
     model: nn.Module,
     head: str,
-    starts: Tensor,
-    staying: Tensor,
+    seeds: Tensor,
+    retained: Tensor,
     *,
     count: int,
     schedule: Schedule,
     channels_last: bool = False,
     done: Callable[[int], None] = lambda count: None,
 ) -> Anchors:
-    """`count` anchors for a model in eval mode, whose logits the module `head` gives.
+    """`count` anchors for a model in eval mode whose logits come from the module `head`.
 
-    starts: forget inputs as the model takes them, [n, *shape]; staying: bool [c], true for the
-    classes to make anchors of. Deterministic in `schedule.seed`. theta* is left as it is.
-    Maps are [n, k, height, width], or [n, height, width, k] where they have their `channels_last`.
+    seeds: forget inputs as the model takes them, [n, *shape]. retained: bool [c], true for the
+    classes to make anchors of. channels_last: whether feature maps are [n, height, width, k]
+    instead of [n, k, height, width]. done: called with the number made so far. The result is
+    deterministic in `schedule.seed`. The model is left as it is.
     """
-    norms = batch_norms(model, starts[:2])
-    inputs = _invert(model, norms, starts, starts, staying, count, schedule, channels_last, done)
+    limits = InputLimits.of(seeds, channels_last=channels_last)
+    aim = _Aim(retained, limits, batch_norms(model, seeds[:2]))
+    inputs = _invert(model, aim, seeds, count, schedule, done)
     size = inputs_at_once(schedule)
-    features, answers = read_head(model, head, inputs.split(size))
-    opposite, _ = read_head(model, head, starts.split(size))
-    device = starts.device
-    return Anchors(inputs, answers.to(device), features.to(device), opposite.to(device))
+    features, logits = read_head(model, head, inputs.split(size))
+    forget_features, _ = read_head(model, head, seeds.split(size))
+    device = seeds.device
+    return Anchors(inputs, logits.to(device), features.to(device), forget_features.to(device))
 
 
 def synthesise_forget_inputs(
@@ -72,154 +106,113 @@ def synthesise_forget_inputs(
     channels_last: bool = False,
     done: Callable[[int], None] = lambda count: None,
 ) -> tuple[Tensor, Tensor]:
-    """`count` inputs [count, *shape] that theta* takes for a class to forget, made from anchors
-    with the range and statistics of the inputs `like`, whatever BatchNorm holds of the other
-    classes; and its logits on them, [count, c].
+    """`count` synthetic forget inputs, [count, *shape], and theta*'s logits on them, [count, c].
+
+    They start at anchors, and theta* predicts one of the classes `forgotten`, bool [c], for them.
+    They have the range and the statistics of the forget inputs `like`. The statistics of
+    BatchNorms do not matter here, because they are those of all classes.
     """
-    inputs = _invert(
-        model, [], anchors.inputs, like, forgotten, count, schedule, channels_last, done
-    )  # fmt: skip
-    with torch.no_grad():
-        parts = inputs.split(inputs_at_once(schedule))
-        return inputs, torch.cat([model(part).float() for part in parts])
+    aim = _Aim(forgotten, InputLimits.of(like, channels_last=channels_last))
+    inputs = _invert(model, aim, anchors.inputs, count, schedule, done)
+    return inputs, predict(model, inputs.split(inputs_at_once(schedule))).logits
+
+
+@dataclass(frozen=True)
+class _Aim:
+    """What an inversion makes inputs to be.
+
+    classes: bool [c], true for the classes that they are to be predicted as. limits: the range of
+    the inputs, and their statistics. norms: if there are any, the running statistics of these
+    BatchNorms take the place of the inputs' statistics.
+    """
+
+    classes: Tensor
+    limits: InputLimits
+    norms: Sequence[nn.Module] = ()
 
 
 def _invert(
     model: nn.Module,
-    norms: list[nn.Module],
-    starts: Tensor,
-    like: Tensor,
-    wanted: Tensor,
+    aim: _Aim,
+    seeds: Tensor,
     count: int,
     schedule: Schedule,
-    channels_last: bool,
     done: Callable[[int], None],
 ) -> Tensor:
-    """Inputs for the `wanted` classes, bool [c], from some of `starts`, with the statistics of
-    the BatchNorms `norms`, or without any those of `like`."""
+    """`count` inputs that start at random `seeds` and are optimised towards `aim`."""
     generator = torch.Generator().manual_seed(schedule.seed)
-    places = _all_but_channel(like, channels_last)
-    own = _statistics(like, places)
-    bounds = like.amin(places, True), like.amax(places, True)
     made: list[Tensor] = []
-    short = shorter(model, starts[:2])
+    bfloat16 = bfloat16_if_possible(model, seeds[:2])
     with gradients_for(model, []):
         for first in range(0, count, inputs_at_once(schedule)):
             size = min(inputs_at_once(schedule), count - first)
-            chosen = torch.randint(len(starts), (size,), generator=generator).to(starts.device)
-            target = _targets(size, wanted, generator)
-            with short:
-                found = _descend(
-                    model, norms, starts[chosen], target, own, bounds, places, schedule.inversion
-                )
-            made.append(found)
+            chosen = torch.randint(len(seeds), (size,), generator=generator).to(seeds.device)
+            target = _targets(size, aim.classes, generator)
+            with bfloat16:
+                made.append(_optimise(model, aim, seeds[chosen], target, schedule.inversion))
             done(first + size)
     return torch.cat(made)
 
 
 @torch.no_grad()
-def shorter(model: nn.Module, x: Tensor) -> AbstractContextManager[object]:
-    """A context in which the model multiplies in bfloat16, where that is quicker and the model,
-    tried on x, bears it. Where an anchor ends is of no account to three digits, and making them is
-    most of what a run takes; what the model answers to them is asked in float32.
+def bfloat16_if_possible(model: nn.Module, x: Tensor) -> AbstractContextManager[object]:
+    """A context in which the model multiplies in bfloat16.
+
+    It changes nothing where bfloat16 is not faster, or where the model fails with it on the inputs
+    x. Anchors need only about three digits of precision, and making them takes most of a run's
+    time. Theta*'s logits on the finished anchors are computed in float32.
     """
     if not multiplies_bfloat16(x.device):
         return nullcontext()
     autocast = torch.autocast(x.device.type, torch.bfloat16)
     try:
         with autocast:
-            bears = bool(model(x).isfinite().all())
-    except Exception:  # code of the user's own may insist on float32
-        bears = False
-    return autocast if bears else nullcontext()
+            works = bool(model(x).isfinite().all())
+    except Exception:  # user code may require float32, and may raise anything
+        works = False
+    return autocast if works else nullcontext()
 
 
-def _descend(
-    model: nn.Module,
-    norms: list[nn.Module],
-    starts: Tensor,
-    target: Tensor,
-    own: tuple[Tensor, Tensor],
-    bounds: tuple[Tensor, Tensor],
-    places: tuple[int, ...],
-    steps: int,
-) -> Tensor:
-    deviation = own[1]
-    low, high = (bound / deviation for bound in bounds)
-    x = (starts / deviation).requires_grad_()
-    optimiser = torch.optim.Adam([x], RATE)
-    with _mismatches(norms) as heard:
+def _optimise(model: nn.Module, aim: _Aim, seeds: Tensor, target: Tensor, steps: int) -> Tensor:
+    """Inputs for class probabilities `target`, [n, c], by `steps` steps of Adam from `seeds`."""
+    limits = aim.limits
+    low, high = limits.low / limits.deviation, limits.high / limits.deviation
+    x = (seeds / limits.deviation).requires_grad_()
+    optimizer = torch.optim.Adam([x], RATE)
+    with batchnorm_mismatches(aim.norms) as mismatches:
         for _ in range(steps):
-            inputs = x * deviation
+            inputs = x * limits.deviation
             loss = F.cross_entropy(model(inputs).float(), target)
-            if norms:
-                loss = loss + torch.stack(heard).mean()
-                heard.clear()
+            if aim.norms:
+                loss = loss + torch.stack(mismatches).mean()
+                mismatches.clear()
             else:
-                found = _statistics(inputs, places)
-                loss = loss + STATISTICS * _mismatch(found, own)
-            # The mean over a batch would give each of its members a smaller step.
+                loss = loss + START_WEIGHT * limits.mismatch(inputs)
+            # Times n: the loss is a mean, and without it the gradient shrinks as the batch grows.
             (x.grad,) = torch.autograd.grad(loss * len(x), x)
-            optimiser.step()
+            optimizer.step()
             with torch.no_grad():
                 x.clamp_(low, high)
-    return (x * deviation).detach()
+    return (x * limits.deviation).detach()
 
 
-@contextmanager
-def _mismatches(norms: list[nn.Module]) -> Iterator[list[Tensor]]:
-    """While it lasts, the list takes from each of these BatchNorms that a pass meets how far what
-    enters it is from its statistics."""
-    heard: list[Tensor] = []
+def _targets(size: int, classes: Tensor, generator: torch.Generator) -> Tensor:
+    """Class probabilities: half of the targets are one of the classes, the others are a mixture of
+    two, with a share of at least a half for the first.
 
-    def compare(norm: Any, args: Any, named: Any) -> None:
-        x = first_argument(args, named)
-        var, mean = torch.var_mean(x.float(), [d for d in range(x.dim()) if d != 1], correction=0)
-        own = norm.running_mean, (norm.running_var + norm.eps).sqrt()
-        heard.append(_mismatch((mean, (var + norm.eps).sqrt()), own))
-
-    handles = [norm.register_forward_pre_hook(compare, with_kwargs=True) for norm in norms]
-    try:
-        yield heard
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _mismatch(found: tuple[Tensor, Tensor], own: tuple[Tensor, Tensor]) -> Tensor:
-    """Of means and deviations, in `own` deviations. -> []."""
-    (mean, deviation), (own_mean, own_deviation) = found, own
-    apart = ((mean - own_mean) / own_deviation).square() + (deviation / own_deviation - 1).square()
-    return apart.mean()
-
-
-def _targets(size: int, wanted: Tensor, generator: torch.Generator) -> Tensor:
-    """Half of them one of the classes wanted, the others a mixture of two, at least half the first.
-
-    wanted: bool [c] -> [size, c].
+    classes: bool [c] -> [size, c].
     """
-    classes = wanted.cpu().nonzero()[:, 0]
-    first, second = classes[torch.randint(len(classes), (2, size), generator=generator)]
+    numbers = classes.cpu().nonzero()[:, 0]
+    first, second = numbers[torch.randint(len(numbers), (2, size), generator=generator)]
     share = 0.5 + 0.5 * torch.rand(size, generator=generator)
     share[torch.rand(size, generator=generator) < 0.5] = 1.0
-    target = torch.zeros(size, len(wanted))
+    target = torch.zeros(size, len(classes))
     target.scatter_add_(1, first[:, None], share[:, None])
     target.scatter_add_(1, second[:, None], 1 - share[:, None])
-    return target.to(wanted.device)
+    return target.to(classes.device)
 
 
 def inputs_at_once(schedule: Schedule) -> int:
-    """How many inputs go through the network at once: as in a step, of forget inputs and as many
-    anchors."""
+    """How many inputs pass through the network at once: as many as in a step, which takes
+    `batch_size` forget inputs and as many anchors."""
     return min(BATCH, 2 * schedule.batch_size)
-
-
-def _all_but_channel(x: Tensor, channels_last: bool) -> tuple[int, ...]:
-    """Of maps [n, k, h, w] or [n, h, w, k], tokens [n, t, k] and vectors [n, k]."""
-    return (0, 2, 3) if x.dim() == 4 and not channels_last else tuple(range(x.dim() - 1))
-
-
-def _statistics(x: Tensor, places: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation per channel, in x's dimensions."""
-    variance, mean = torch.var_mean(x.float(), places, correction=0, keepdim=True)
-    return mean, (variance + EPSILON).sqrt()

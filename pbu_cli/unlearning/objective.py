@@ -6,9 +6,10 @@ classes and z the logits, minimise over theta
     alpha * forgetting + delta * stability
         + sum_i (beta * F_i / mean(F) + gamma) * (theta_i - theta*_i)^2
 
-The paper's objective is `delta = 0`, with forgetting = mean_n log P(s_n | x_n, theta). The
-stability term adds the conditional Fisher's quadratic form carried out exactly, on the function
-instead of on the weights; with it, forgetting is bounded below.
+The paper's objective is `delta = 0`, with forgetting = mean_n log P(s_n | x_n, theta). With
+`delta > 0` forgetting is bounded below (`excess_odds`), and the stability term is added. To second
+order this term is the quadratic form of the conditional Fisher information; it is computed exactly,
+on the function instead of on the weights.
 
 Source: Panda, Sourav, Prathosh, "Partially Blinded Unlearning", AAAI 2025, arXiv 2403.16246.
 
@@ -33,7 +34,7 @@ SHRINKAGE = 0.05
 def log_likelihood(logits: Tensor, labels: Tensor) -> Tensor:
     """mean_n log softmax(z_n)[s_n], the paper's forgetting term. logits [n, c], labels [n] -> [].
 
-    Unbounded below: run on, it destroys the model.
+    It has no lower bound: if it runs on, it destroys the model.
 
     >>> log_likelihood(torch.zeros(5, 4), torch.tensor([0, 1, 2, 3, 0])).exp()
     tensor(0.2500)
@@ -50,7 +51,7 @@ def log_odds(logits: Tensor, forgotten: Tensor) -> Tensor:
     >>> log_odds(torch.zeros(1, 4), torch.tensor([True, False, False, False])).exp()
     tensor([0.3333])
     """
-    # Masks fill instead of select: a selection has to wait for a GPU to say how many there are.
+    # Masks fill the logits. To select them, the CPU would wait for the GPU to count the mask.
     others = logits.detach().masked_fill(forgotten, -math.inf).logsumexp(dim=1)
     return logits.masked_fill(~forgotten, -math.inf).logsumexp(dim=1) - others
 
@@ -65,7 +66,7 @@ def excess_odds(odds: Tensor, tau: float) -> Tensor:
 
 
 def restricted_log_softmax(logits: Tensor, forgotten: Tensor) -> Tensor:
-    """log softmax over the classes that stay, 0 at the others. [n, c], [c] bool -> [n, c].
+    """log softmax over the retained classes, 0 at the forgotten ones. [n, c], [c] bool -> [n, c].
 
     >>> restricted_log_softmax(torch.zeros(1, 3), torch.tensor([True, False, False])).exp()
     tensor([[1.0000, 0.5000, 0.5000]])
@@ -77,8 +78,8 @@ def restricted_log_softmax(logits: Tensor, forgotten: Tensor) -> Tensor:
 def stability(logits: Tensor, reference: Tensor, forgotten: Tensor) -> Tensor:
     """mean_n KL(softmax z*_{c not in K} || softmax z_{c not in K}), nats. [n, c] -> [].
 
-    `reference` is the restricted log-softmax at theta*, [n, c]. Zero at theta*; to second order it
-    is half the quadratic form of the Fisher information conditional on "not K".
+    `reference` is the restricted log-softmax at theta*, [n, c]. The result is 0 at theta*. To
+    second order it is half the quadratic form of the Fisher information conditional on "not K".
 
     >>> gone = torch.tensor([True, False, False])
     >>> z = torch.tensor([[3.0, 1.0, 2.0]])
@@ -97,16 +98,17 @@ def penalty_weights(
 ) -> dict[str, Tensor]:
     """beta * F / mean(F) + gamma, per parameter, with the mean over all parameters that train.
 
-    `fisher` may be empty where beta is 0. An all-zero Fisher counts as zero, not as 0/0. Of what
-    `theta` has the crops of, `fisher` has the whole kernels: the mean is over dead taps too.
+    theta: the parameters that train; where a kernel is cropped, its used region. fisher: the Fisher
+    diagonal of these parameters, of whole kernels, so that the mean includes the unused weights. It
+    may be empty if beta is 0. If it is zero everywhere, the result is gamma, not 0/0.
     """
     if not fisher or weights.beta == 0:
         return {name: torch.full_like(value, weights.gamma) for name, value in theta.items()}
     count = sum(fisher[name].numel() for name in theta)
     mean = sum(fisher[name].cpu().double().sum().item() for name in theta) / count
     scale = weights.beta / mean if mean > 0 else 0.0
-    live = {name: crops[name].of(fisher[name]) if name in crops else fisher[name] for name in theta}
-    return {name: value * scale + weights.gamma for name, value in live.items()}
+    used = {name: crops[name].of(fisher[name]) if name in crops else fisher[name] for name in theta}
+    return {name: value * scale + weights.gamma for name, value in used.items()}
 
 
 @torch.no_grad()
@@ -114,9 +116,9 @@ def discriminant(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     """Fisher's linear discriminant w = S^-1 (m - m') of two groups [n, d] and [n', d], and the
     squared Mahalanobis distance (m - m') . w of their means m and m'. -> [d], [].
 
-    S is the mean of the two covariances, plus 5 % of their mean variance on the diagonal, without
-    which so few samples would be told apart by chance. A linear probe of two normal groups is
-    right in a share Phi(sqrt(distance) / 2) of cases.
+    S is the mean of the two covariances, plus 5 % of their mean variance on the diagonal. Without
+    these 5 %, two groups of so few samples would look separable by chance. For two normally
+    distributed groups a linear probe is right in a share Phi(sqrt(distance) / 2) of cases.
 
     >>> group = torch.tensor([[-1.0], [1.0]])
     >>> w, distance = discriminant(group + 2, group)
@@ -133,13 +135,16 @@ def discriminant(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
         pooled = (covariances[0] + covariances[1]) / 2
         shrinkage = SHRINKAGE * pooled.diagonal().mean() + torch.finfo(pooled.dtype).tiny
         pooled.diagonal().add_(shrinkage)
-        direction = torch.linalg.solve_ex(pooled, difference)[0]  # `solve` waits for a GPU
+        # Not `solve`, which waits for the GPU to see whether it succeeded.
+        direction = torch.linalg.solve_ex(pooled, difference)[0]
     return direction, direction @ difference
 
 
 def _solved_wide(centred: tuple[Tensor, Tensor], difference: Tensor) -> Tensor:
-    """S^-1 v of `discriminant` without a matrix [d, d], for fewer samples than features: where
-    S = x^T x + s it is (v - x^T (x x^T + s)^-1 x v) / s, by Woodbury's identity."""
+    """S^-1 v of `discriminant` without a matrix [d, d], for fewer samples than features.
+
+    With S = x^T x + s it is (v - x^T (x x^T + s)^-1 x v) / s, by Woodbury's identity.
+    """
     x = torch.cat([group / math.sqrt(2 * len(group)) for group in centred])
     s = SHRINKAGE * x.square().sum() / x.shape[1] + torch.finfo(x.dtype).tiny
     gram = x @ x.T
@@ -153,22 +158,25 @@ def penalised(
     gradients: Sequence[Tensor],
     theta: Sequence[Tensor],
     theta_star: Sequence[Tensor],
-    slopes: Sequence[Tensor],
-    room: Tensor | None = None,
+    curvatures: Sequence[Tensor],
+    scratch: Tensor | None = None,
 ) -> list[Tensor]:
-    """gradient_i + slope_i (theta_i - theta*_i), with slope_i = 2 w_i for the weights of
-    `penalty_weights`: the closed form, never through autograd.
+    """gradient_i + curvature_i (theta_i - theta*_i): the gradient of a loss plus the penalty.
 
-    Not in place: autograd may hand out one tensor as the gradient of two parameters. `room` is
-    for one tensor: as many numbers or more to compute in, which stay in the cache.
+    curvature_i = 2 w_i, the second derivative of the penalty for the weights w_i of
+    `penalty_weights`. This is the closed form; the penalty never passes through autograd.
+
+    The result is new memory, because autograd may give two parameters the same tensor as their
+    gradient. If there is only one tensor, the result can be computed in a buffer `scratch` of at
+    least its size, which stays in the cache.
 
     >>> one, three = torch.tensor(1.0), torch.tensor(3.0)
     >>> penalised([one], [three], [one], [one])
     [tensor(3.)]
     """
-    if room is not None:
+    if scratch is not None:
         (value,), (star,) = theta, theta_star
-        here = torch.sub(value, star, out=room[: value.numel()].view_as(value))
-        return [torch.addcmul(gradients[0], here, slopes[0], out=here)]
-    apart = torch._foreach_sub(list(theta), list(theta_star))
-    return list(torch._foreach_addcmul(list(gradients), apart, list(slopes)))
+        result = torch.sub(value, star, out=scratch[: value.numel()].view_as(value))
+        return [torch.addcmul(gradients[0], result, curvatures[0], out=result)]
+    moved = torch._foreach_sub(list(theta), list(theta_star))
+    return list(torch._foreach_addcmul(list(gradients), moved, list(curvatures)))

@@ -1,17 +1,21 @@
-"""Adam on a loss plus a quadratic penalty, each parameter as soon as backward has its gradient.
+"""Adam on a loss plus a quadratic penalty; each parameter moves as soon as it has its gradient.
 
-    g = dL/dtheta + slope (theta - theta*),    then torch's fused Adam on g
+    g = dL/dtheta + curvature (theta - theta*),    then torch's fused Adam on g
 
-A step is memory traffic: beside the gradient it reads or writes five tensors of theta's size. So
-on a CPU a large parameter moves while its gradient is still in the cache, a piece at a time, and
-the gradient is let go before the next one comes. Whether backward bears with that is found by
-trying; where it does not, and for what is small, everything moves after it.
+The curvature is the second derivative of the penalty, 2 w_i for the weights w_i of
+`objective.penalty_weights`.
+
+A step is limited by memory traffic: beside the gradient it reads or writes five tensors of theta's
+size. So on a CPU a large parameter is updated during the backward pass, while its gradient is still
+in the cache. The update is done in chunks, and the gradient is released before the next one is
+computed. Whether the backward pass allows such early updates is found by trying. If it does not,
+and for small parameters, the update is done after the backward pass.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -20,147 +24,172 @@ from torch import Tensor, nn
 
 from pbu_cli.unlearning.objective import penalised
 
-PIECE = 1 << 18  # numbers that move at once; less costs more in calls than it saves in memory
+# Numbers in a chunk. Smaller chunks cost more in calls than they save in memory traffic.
+CHUNK_SIZE = 1 << 18
 
 
 @dataclass(frozen=True)
-class _Piece:
-    """What moves in one call of Adam, with its state. `rate` in that of the whole."""
+class Chunk:
+    """The tensors that one call of Adam updates, with Adam's state.
+
+    rate: a factor on the learning rate of the step. means, squares: Adam's moments. steps: Adam's
+    step counts.
+    """
 
     theta: list[Tensor]
     theta_star: list[Tensor]
-    slopes: list[Tensor]
+    curvatures: list[Tensor]
     rate: float
     means: list[Tensor]
     squares: list[Tensor]
     steps: list[Tensor]
 
+    @classmethod
+    def of(
+        cls,
+        theta: list[Tensor],
+        theta_star: list[Tensor],
+        curvatures: list[Tensor],
+        rate: float,
+    ) -> Chunk:
+        """A chunk at Adam's first step."""
+        means, squares = ([torch.zeros_like(t) for t in theta] for _ in range(2))
+        steps = [torch.zeros((), device=t.device) for t in theta]
+        return cls(theta, theta_star, curvatures, rate, means, squares, steps)
+
     def restart(self) -> None:
         for state in (*self.means, *self.squares, *self.steps):
             state.zero_()
 
-    def move(self, gradients: Sequence[Tensor], rate: Tensor, room: Tensor | None = None) -> None:
-        # What torch.optim.Adam(fused=True) comes down to, a hundred times a step. A GPU reads the
-        # rate where it lies, and is not waited for.
+    def update(
+        self, gradients: Sequence[Tensor], rate: Tensor, scratch: Tensor | None = None
+    ) -> None:
+        """One step of Adam. scratch: a buffer for `penalised`."""
+        # A GPU reads the rate from its own memory; `item` would wait for the GPU.
         own = rate * self.rate if rate.is_cuda else rate.item() * self.rate
+        # The calls that torch.optim.Adam(fused=True) makes. Its overhead would add up, because one
+        # step of the run may update a hundred chunks.
         torch._foreach_add_(self.steps, 1)
         torch._fused_adam_(
-            self.theta, penalised(gradients, self.theta, self.theta_star, self.slopes, room),
+            self.theta, penalised(gradients, self.theta, self.theta_star, self.curvatures, scratch),
             self.means, self.squares, [], self.steps,
             lr=own, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0,
             amsgrad=False, maximize=False,
         )  # fmt: skip
 
 
-def _piece(
-    theta: list[Tensor], theta_star: list[Tensor], slopes: list[Tensor], rate: float
-) -> _Piece:
-    means, squares = ([torch.zeros_like(t) for t in theta] for _ in range(2))
-    steps = [torch.zeros((), device=t.device) for t in theta]
-    return _Piece(theta, theta_star, slopes, rate, means, squares, steps)
-
-
 class PenalisedAdam:
-    """The state of a descent from theta*.
+    """Adam's state for a run that starts at theta*.
 
-    theta_star, slopes, rates: by parameter, for `penalised` and in the learning rate of a step.
-    trial: anything that the model answers, to find out how its backward pass goes.
+    theta_star, curvatures, rates: one for each parameter in `theta`; `rates` are factors on the
+    learning rate of a step. trial: any logits of the model. A backward pass from them shows
+    whether parameters can be updated early.
     """
 
     def __init__(
         self,
         theta: Sequence[nn.Parameter],
         theta_star: Sequence[Tensor],
-        slopes: Sequence[Tensor],
+        curvatures: Sequence[Tensor],
         rates: Sequence[float],
         trial: Tensor,
     ) -> None:
         for parameter in theta:
             parameter.grad = None
-        self._early: dict[nn.Parameter, list[_Piece]] = {}
-        self._late: list[tuple[list[nn.Parameter], _Piece]] = []
-        late: dict[float, list[int]] = {}
-        slopes = list(slopes)
-        bears = trial.device.type == "cpu" and bears_early_moves(trial, theta)
+        self._early: dict[nn.Parameter, list[Chunk]] = {}
+        self._late: list[tuple[list[nn.Parameter], Chunk]] = []
+        late: dict[float, list[int]] = {}  # by rate: the parameters' numbers
+        curvatures = list(curvatures)
+        early_allowed = trial.device.type == "cpu" and allows_early_updates(trial, theta)
         for j, parameter in enumerate(theta):
-            if slopes[j].stride() != parameter.stride():
-                slopes[j] = torch.empty_like(parameter).copy_(slopes[j])
-            large = parameter.numel() >= PIECE // 4
-            if not (bears and large and _as_it_lies(parameter).is_contiguous()):
+            if curvatures[j].stride() != parameter.stride():
+                curvatures[j] = torch.empty_like(parameter).copy_(curvatures[j])
+            large = parameter.numel() >= CHUNK_SIZE // 4
+            if not (early_allowed and large and _in_memory_order(parameter).is_contiguous()):
                 late.setdefault(rates[j], []).append(j)
                 continue
-            parts = zip(
-                *(_pieces(t) for t in (parameter.detach(), theta_star[j], slopes[j])), strict=True
-            )
-            self._early[parameter] = [_piece([t], [s], [w], rates[j]) for t, s, w in parts]
-        early = [piece.theta[0] for pieces in self._early.values() for piece in pieces]
-        self._room = trial.new_empty(max((t.numel() for t in early), default=0))
+            parts = map(_split, (parameter.detach(), theta_star[j], curvatures[j]))
+            self._early[parameter] = [
+                Chunk.of([t], [s], [w], rates[j]) for t, s, w in zip(*parts, strict=True)
+            ]
+        sizes = (chunk.theta[0].numel() for chunks in self._early.values() for chunk in chunks)
+        self._scratch = trial.new_empty(max(sizes, default=0))
         for rate, chosen in late.items():
             parameters = [theta[j] for j in chosen]
-            stars, weights = [theta_star[j] for j in chosen], [slopes[j] for j in chosen]
-            self._late.append(
-                (parameters, _piece([p.detach() for p in parameters], stars, weights, rate))
-            )
+            stars, weights = [theta_star[j] for j in chosen], [curvatures[j] for j in chosen]
+            chunk = Chunk.of([p.detach() for p in parameters], stars, weights, rate)
+            self._late.append((parameters, chunk))
 
     def step(self, loss: Tensor, rate: Tensor) -> None:
-        """One step of Adam down the gradient of loss + penalty, which nobody keeps; `rate` []."""
+        """One step of Adam on loss + penalty with the learning rate `rate`, [].
+
+        No gradient is kept.
+        """
         waiting = set(self._early)
-        for parameters, _ in self._late:  # a recording that failed may have left what was not there
+        for parameters, _ in self._late:  # a CUDA graph that could not be recorded leaves gradients
             for parameter in parameters:
                 parameter.grad = None
 
         @torch.no_grad()
-        def move(parameter: Tensor) -> None:
+        def update_early(parameter: Tensor) -> None:
             assert isinstance(parameter, nn.Parameter)
             gradient, parameter.grad = _gradient(parameter), None
             waiting.discard(parameter)
-            for piece, part in zip(self._early[parameter], _pieces(gradient), strict=True):
-                piece.move([part], rate, self._room)
+            for chunk, part in zip(self._early[parameter], _split(gradient), strict=True):
+                chunk.update([part], rate, self._scratch)
 
         with ExitStack() as hooks:
             for parameter in self._early:
-                hooks.enter_context(parameter.register_post_accumulate_grad_hook(move))
+                hooks.enter_context(parameter.register_post_accumulate_grad_hook(update_early))
             loss.backward()
-        for parameter in waiting.copy():  # the loss does not depend on them
-            move(parameter)
-        for parameters, piece in self._late:
+        for parameter in waiting.copy():  # the loss does not depend on them, the penalty does
+            update_early(parameter)
+        for parameters, chunk in self._late:
             with torch.no_grad():
-                piece.move([_gradient(parameter) for parameter in parameters], rate)
+                chunk.update([_gradient(parameter) for parameter in parameters], rate)
             for parameter in parameters:
                 parameter.grad = None
 
     def restart(self) -> None:
-        """Forget the momentum: it is that of a way that was left."""
-        for piece in [*(p for parts in self._early.values() for p in parts),
-                      *(piece for _, piece in self._late)]:  # fmt: skip
-            piece.restart()
+        """Reset Adam's state, which belongs to an abandoned attempt."""
+        for chunk in self._chunks():
+            chunk.restart()
+
+    def _chunks(self) -> Iterator[Chunk]:
+        for chunks in self._early.values():
+            yield from chunks
+        for _, chunk in self._late:
+            yield chunk
 
 
-def bears_early_moves(answers: Tensor, theta: Sequence[nn.Parameter]) -> bool:
-    """Whether backward reads no parameter again once that one's gradient is there.
+def allows_early_updates(logits: Tensor, theta: Sequence[nn.Parameter]) -> bool:
+    """Whether the backward pass reads no parameter again once its gradient is there.
 
-    Tried with NaN in its place from then on, which must not reach any other's gradient. A
-    parameter whose gradient comes in parts does not bear it either. theta is left as it was.
+    The trial sets each parameter to NaN as soon as it has its gradient; the NaN must not reach the
+    gradient of another parameter. A parameter whose gradient comes in several parts does not allow
+    early updates either. At the end theta has its values again.
 
     >>> w, v = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
-    >>> bears_early_moves(w * v, [w, v]), bears_early_moves(w.detach() * v + w, [w, v])
+    >>> allows_early_updates(w * v, [w, v]), allows_early_updates(w.detach() * v + w, [w, v])
     (True, False)
     """
     before = [parameter.detach().clone() for parameter in theta]
-    came: list[Tensor] = []
+    accumulated: list[Tensor] = []
 
     def spoil(parameter: Tensor) -> None:
-        came.append(parameter)
-        parameter.data.fill_(math.nan)  # behind the back of autograd, which would raise
+        accumulated.append(parameter)
+        # Through `data`, because autograd raises if it notices that a tensor it needs was changed.
+        parameter.data.fill_(math.nan)
 
     try:
         with ExitStack() as hooks:
             for parameter in theta:
                 hooks.enter_context(parameter.register_post_accumulate_grad_hook(spoil))
-            answers.sum().backward()
-        found = [parameter.grad for parameter in theta]
-        return len(came) == len({id(parameter) for parameter in came}) and all(
-            bool(gradient.isfinite().all()) for gradient in found if gradient is not None
+            logits.sum().backward()
+        gradients = [parameter.grad for parameter in theta]
+        once_each = len(accumulated) == len({id(parameter) for parameter in accumulated})
+        return once_each and all(
+            bool(gradient.isfinite().all()) for gradient in gradients if gradient is not None
         )
     finally:
         for parameter, value in zip(theta, before, strict=True):
@@ -168,23 +197,23 @@ def bears_early_moves(answers: Tensor, theta: Sequence[nn.Parameter]) -> bool:
             parameter.grad = None
 
 
-def _as_it_lies(t: Tensor) -> Tensor:
-    """t with its dimensions in the order of memory, if it is a kernel with its channels last.
+def _in_memory_order(t: Tensor) -> Tensor:
+    """t with its dimensions in the order of memory, if t is a kernel with its channels last.
 
     >>> last = torch.zeros(2, 3, 4, 5).to(memory_format=torch.channels_last)
-    >>> _as_it_lies(last).shape, _as_it_lies(last).is_contiguous()
+    >>> _in_memory_order(last).shape, _in_memory_order(last).is_contiguous()
     (torch.Size([2, 4, 5, 3]), True)
     """
     return t if t.dim() != 4 or t.is_contiguous() else t.movedim(1, -1)
 
 
-def _pieces(t: Tensor) -> list[Tensor]:
-    """t by some rows at a time, all of them together where they are few.
+def _split(t: Tensor) -> list[Tensor]:
+    """t in groups of rows, with at most CHUNK_SIZE numbers if one row is no larger than that.
 
-    >>> [len(part) for part in _pieces(torch.zeros(5, PIECE // 2))]
+    >>> [len(part) for part in _split(torch.zeros(5, CHUNK_SIZE // 2))]
     [2, 2, 1]
     """
-    return list(_as_it_lies(t).split(max(1, PIECE * len(t) // t.numel())))
+    return list(_in_memory_order(t).split(max(1, CHUNK_SIZE * len(t) // t.numel())))
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:

@@ -1,4 +1,4 @@
-"""The mean features of the training set, against the mean of features that it is told of."""
+"""The mean features derived from BatchNorms, against those of the images they were trained on."""
 
 from __future__ import annotations
 
@@ -22,38 +22,40 @@ def trained(affine: bool) -> tuple[nn.Module, torch.Tensor]:
         nn.Flatten(), nn.Linear(5, 3),
     )  # fmt: skip
     if affine:
-        for norm in (model[1], model[4]):
-            nn.init.normal_(norm.weight)
-            nn.init.normal_(norm.bias)
+        for path in ("1", "4"):
+            nn.init.normal_(model.get_parameter(f"{path}.weight"))
+            nn.init.normal_(model.get_parameter(f"{path}.bias"))
     with torch.no_grad():
         model.train()(images)
     return model.eval(), images
 
 
 @pytest.mark.parametrize("affine", [True, False])
-def test_it_is_that_of_the_training_set_whatever_the_inputs_scale_and_shift(affine):
+def test_it_is_that_of_the_training_set_whatever_the_scale_and_shift_of_the_inputs(
+    affine: bool,
+) -> None:
     model, images = trained(affine)
-    wanted = read_head(model, "7", [images])[0].mean(dim=0)
+    expected = read_head(model, "7", [images])[0].mean(dim=0)
     others = 3 * images + torch.tensor([5.0, -2.0, 1.0])[:, None, None]
     norms = batch_norms(model, images[:2])
     found = trained_mean(model, "7", norms, others.split(1024))
-    as_they_are = read_head(model, "7", [others])[0].mean(dim=0)
+    unchanged = read_head(model, "7", [others])[0].mean(dim=0)
     assert found.shape == (5,)
-    assert (found - wanted).norm() < 0.05 * wanted.norm()
-    assert (as_they_are - wanted).norm() > 0.5 * wanted.norm()
+    assert (found - expected).norm() < 0.05 * expected.norm()
+    assert (unchanged - expected).norm() > 0.5 * expected.norm()
 
 
-def test_it_leaves_the_network_as_it_was():
+def test_it_leaves_the_network_as_it_was() -> None:
     model, images = trained(affine=True)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    answers = model(images[:9]).detach()
+    logits = model(images[:9]).detach()
     trained_mean(model, "7", batch_norms(model, images[:2]), [10 * images[:9]])
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    assert torch.equal(model(images[:9]), answers)
+    assert torch.equal(model(images[:9]), logits)
     assert not any(module.training for module in model.modules())
 
 
-def test_an_error_on_the_way_leaves_it_so_too():
+def test_an_error_leaves_the_network_as_it_was_too() -> None:
     model, images = trained(affine=True)
     norms = batch_norms(model, images[:2])
     with pytest.raises(RuntimeError):
@@ -62,7 +64,7 @@ def test_an_error_on_the_way_leaves_it_so_too():
     assert all(norm.track_running_stats for norm in norms)
 
 
-def test_only_batchnorms_with_statistics_are_met():
+def test_only_batchnorms_with_running_statistics_are_found() -> None:
     x = torch.randn(2, 4)
     assert batch_norms(nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4)), x) == []
     assert batch_norms(nn.BatchNorm1d(4, track_running_stats=False), x) == []
@@ -70,8 +72,8 @@ def test_only_batchnorms_with_statistics_are_met():
     assert batch_norms(nn.Sequential(twice, nn.ReLU(), twice), x) == [twice]
 
 
-def test_those_of_a_cut_trunk_are_not_met():
-    """Of a ResNet's the first stands on its own among the layers that are cut away."""
+def test_batchnorms_in_the_frozen_backbone_are_left_out() -> None:
+    """A ResNet's first BatchNorm stands on its own among the layers that are skipped."""
     model = torchvision.models.resnet18(num_classes=4).eval()
     x = torch.randn(2, 3, 32, 32)
     split_point = find_split_point(
@@ -81,13 +83,13 @@ def test_those_of_a_cut_trunk_are_not_met():
     assert len(batch_norms(model, x)) == 20
     names = {module: name for name, module in model.named_modules()}
     with from_features(model, split_point):
-        met = [names[norm] for norm in batch_norms(model, torch.randn(2, *split_point.features))]
-    assert len(met) == 5
-    assert all(name.startswith("layer4") for name in met)
+        found = [names[norm] for norm in batch_norms(model, torch.randn(2, *split_point.features))]
+    assert len(found) == 5
+    assert all(name.startswith("layer4") for name in found)
 
 
-def test_a_batchnorm_that_ends_the_trunk_is_not_met():
-    """Its output is handed out, but what enters it is nothing."""
+def test_a_batchnorm_that_ends_the_frozen_backbone_is_left_out() -> None:
+    """Its output is used, but it gets no input."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 5), nn.BatchNorm1d(5),
                           nn.Linear(5, 2)).eval()  # fmt: skip

@@ -1,4 +1,4 @@
-"""The head's row of the class: where it is put, and that nothing else moves."""
+"""The head's row of the class: where it is moved to, and that nothing else moves."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pbu_cli.unlearning.class_row import ClassRow, level
+from pbu_cli.unlearning.class_row import ClassRow, target_offset
 from pbu_cli.unlearning.objective import log_odds
 
 FORGOTTEN = torch.tensor([False, True, False])
 
 
-def test_at_the_level_the_mean_log_odds_are_the_goal():
-    answers = torch.randn(20, 3)
-    answers[:, 1] = answers.mean(dim=1) + level(answers, FORGOTTEN, tau=1e-3)
-    assert log_odds(answers, FORGOTTEN).mean().item() == pytest.approx(math.log(1e-3 / 0.999))
+def test_at_the_target_offset_the_mean_log_odds_are_the_goal() -> None:
+    logits = torch.randn(20, 3)
+    logits[:, 1] = logits.mean(dim=1) + target_offset(logits, FORGOTTEN, tau=1e-3)
+    assert log_odds(logits, FORGOTTEN).mean().item() == pytest.approx(math.log(1e-3 / 0.999))
 
 
-def test_several_classes_have_the_goal_together():
+def test_several_classes_reach_the_goal_together() -> None:
     both = torch.tensor([True, True, False])
-    answers = torch.randn(20, 3)
-    answers[:, :2] = answers.mean(dim=1, keepdim=True) + level(answers, both, tau=1e-3)
-    assert log_odds(answers, both).mean().item() == pytest.approx(math.log(1e-3 / 0.999))
+    logits = torch.randn(20, 3)
+    logits[:, :2] = logits.mean(dim=1, keepdim=True) + target_offset(logits, both, tau=1e-3)
+    assert log_odds(logits, both).mean().item() == pytest.approx(math.log(1e-3 / 0.999))
 
 
 def row_of(layer: nn.Module, features: torch.Tensor) -> ClassRow:
@@ -43,7 +43,7 @@ def rows(layer: nn.Linear) -> torch.Tensor:
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("head", ["linear", "convolution"])
-def test_the_logit_at_the_means_is_the_level_and_other_rows_stay(head, bias):
+def test_the_logit_at_the_means_has_the_offset_and_other_rows_stay(head: str, bias: bool) -> None:
     layer = nn.Linear(9, 3, bias) if head == "linear" else nn.Conv2d(9, 3, 1, bias=bias)
     before = {name: p.detach().clone() for name, p in layer.named_parameters()}
     features = 20 * torch.rand(6, 9)
@@ -55,7 +55,7 @@ def test_the_logit_at_the_means_is_the_level_and_other_rows_stay(head, bias):
     assert row.changes.keys() == before.keys()
     for name, value in before.items():
         assert torch.equal(layer.get_parameter(name)[~FORGOTTEN], value[~FORGOTTEN])
-    row.restore()
+    row.undo()
     assert all(torch.equal(p, before[name]) for name, p in layer.named_parameters())
 
 
@@ -63,9 +63,11 @@ def test_the_logit_at_the_means_is_the_level_and_other_rows_stay(head, bias):
 @pytest.mark.parametrize(
     ("share", "others"), [(0.5, -12), (0.3, -20), (0.01, -24), (-1, -24), (1, -6), (2, -6)]
 )
-def test_the_level_is_of_the_classs_images_and_the_others_are_lower(bias, share, others):
-    """By the ratio of their features along the mean of the others, up to four times; and never
-    higher."""
+def test_the_offset_holds_for_the_classs_images_and_the_others_are_lower(
+    bias: bool, share: float, others: float
+) -> None:
+    """Lower by the ratio of their features along the mean of the others, up to four times, and
+    never higher."""
     layer, mean = nn.Linear(9, 3, bias), 20 * torch.rand(1, 9)
     own = share * mean[0] + (share - 1) * mean[0] / (mean @ mean.T).squeeze() * bias
     across = torch.randn(9)
@@ -78,7 +80,7 @@ def test_the_level_is_of_the_classs_images_and_the_others_are_lower(bias, share,
     assert found[1] == pytest.approx(others * share, rel=0.03, abs=0.05)
 
 
-def test_it_is_as_short_as_can_be():
+def test_the_row_is_as_short_as_possible() -> None:
     """Against the least-norm solution of the two equations, from the mean of the rows."""
     layer, features = nn.Linear(9, 3), 20 * torch.rand(6, 9)
     middle = rows(layer).mean(dim=0)
@@ -89,30 +91,31 @@ def test_it_is_as_short_as_can_be():
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_rows_that_are_all_moved_alike_make_no_difference(bias):
-    """Softmax does not see it, so neither may what is done."""
+def test_moving_all_rows_alike_makes_no_difference(bias: bool) -> None:
+    """Softmax does not depend on it, so the result may not either."""
     one, features = nn.Linear(9, 3, bias), torch.rand(6, 9)
     other = copy.deepcopy(one)
     with torch.no_grad():
-        other.weight += torch.randn(9)
+        other.weight.add_(torch.randn(9))
         if bias:
-            other.bias += 20
+            other.bias.add_(20)
     for layer in (one, other):
-        goal = level(layer(features).detach(), FORGOTTEN, tau=1e-4)
-        row_of(layer, features).apply(features[:2], features[0], goal)
-    assert torch.allclose(*(layer(features).softmax(1) for layer in (one, other)), atol=1e-5)
+        offset = target_offset(layer(features).detach(), FORGOTTEN, tau=1e-4)
+        row_of(layer, features).apply(features[:2], features[0], offset)
+    probabilities = [layer(features).softmax(1) for layer in (one, other)]
+    assert torch.allclose(probabilities[0], probabilities[1], atol=1e-5)
 
 
-def test_logits_far_apart_push_the_row_no_further_than_the_mean_of_all():
+def test_logits_far_apart_push_the_row_no_further_than_the_mean_of_all() -> None:
     layer, features = nn.Linear(9, 3), torch.rand(6, 9)
-    goal = level(torch.tensor([[0.0, 0.0, 60.0]]), FORGOTTEN, tau=1e-4)
-    assert goal > 0
+    offset = target_offset(torch.tensor([[0.0, 0.0, 60.0]]), FORGOTTEN, tau=1e-4)
+    assert offset > 0
     middle = rows(layer).mean(dim=0)
-    row_of(layer, features).apply(features[:2], features[0], goal)
+    row_of(layer, features).apply(features[:2], features[0], offset)
     assert torch.allclose(rows(layer)[1], middle)
 
 
-def test_several_rows_move_alike():
+def test_several_rows_move_alike() -> None:
     layer, features = nn.Linear(9, 4), 20 * torch.rand(6, 9)
     gone = torch.tensor([False, True, True, False])
     row = ClassRow(layer, "", gone, features, layer(features).detach())
@@ -122,14 +125,14 @@ def test_several_rows_move_alike():
     assert torch.allclose(apart, torch.full((2, 2), -6.0), rtol=0.03)
 
 
-def test_without_a_bias_features_of_length_1_reach_the_level_too():
+def test_without_a_bias_features_of_length_1_reach_the_offset_too() -> None:
     layer, features = nn.Linear(9, 3, bias=False), F.normalize(torch.rand(6, 9))
     middle = layer(features[:1])[0].mean()
     row_of(layer, features).apply(features[:1].expand(2, 9), features[0], torch.tensor(-6.0))
     assert (layer(features[:1])[0, 1] - middle).item() == pytest.approx(-6, rel=0.03)
 
 
-def test_a_row_whose_weight_another_module_has_too_stays():
+def test_a_row_whose_weight_another_module_shares_stays() -> None:
     model = nn.Sequential(nn.Linear(4, 3, bias=False), nn.Linear(4, 3))
     model[1].weight = model[0].weight
     features = torch.randn(6, 4)
@@ -137,56 +140,56 @@ def test_a_row_whose_weight_another_module_has_too_stays():
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_means_of_nothing_or_the_same_twice_leave_it_finite(bias):
+def test_means_of_zero_or_the_same_mean_twice_leave_the_row_finite(bias: bool) -> None:
     for means in (torch.zeros(2, 4), torch.ones(2, 4)):
         layer, features = nn.Linear(4, 3, bias), torch.randn(6, 4)
         row_of(layer, features).apply(means, means[0], torch.tensor(-6.0))
         assert layer(features).abs().max() < 30
 
 
-def test_it_is_where_training_without_the_class_takes_it():
-    """Cross-entropy by gradient descent on features of which none is of the class."""
+def test_the_row_is_where_training_without_the_class_takes_it() -> None:
+    """Gradient descent on the cross-entropy, with no image of the class."""
     torch.manual_seed(0)
     labels = torch.arange(400) % 2 * 2  # 0 and 2, never 1
     features = F.relu(torch.randn(3, 16)[labels] + 0.5 * torch.randn(400, 16))
     layer = nn.Linear(16, 3)
-    descent = torch.optim.SGD(layer.parameters(), 0.1, weight_decay=1e-3)
+    optimizer = torch.optim.SGD(layer.parameters(), 0.1, weight_decay=1e-3)
     for _ in range(3000):
-        descent.zero_grad()
+        optimizer.zero_grad()
         F.cross_entropy(layer(features), labels).backward()
-        descent.step()
+        optimizer.step()
     middle = rows(layer).mean(dim=0)
     learnt = rows(layer)[1] - middle
     mean = features.mean(dim=0)
-    level_there = mean @ learnt[:-1] + learnt[-1]
-    row_of(layer, features).apply(mean.expand(2, 16), mean, level_there)
-    ours = rows(layer)[1] - middle
-    assert F.cosine_similarity(ours, learnt, dim=0) > 0.9
-    assert ours.norm().item() == pytest.approx(learnt.norm().item(), rel=0.15)
+    offset_there = mean @ learnt[:-1] + learnt[-1]
+    row_of(layer, features).apply(mean.expand(2, 16), mean, offset_there)
+    found = rows(layer)[1] - middle
+    assert F.cosine_similarity(found, learnt, dim=0) > 0.9
+    assert found.norm().item() == pytest.approx(learnt.norm().item(), rel=0.15)
 
 
-def test_a_log_softmax_behind_the_layer_makes_no_difference():
-    """As in many a network that was trained with nll_loss."""
+def test_a_log_softmax_behind_the_layer_makes_no_difference() -> None:
+    """Many networks that were trained with nll_loss end in one."""
     one, features = nn.Linear(9, 3), torch.rand(6, 9)
     other = copy.deepcopy(one)
-    logits = one(features).detach()
-    for layer, answers in ((one, logits), (other, logits.log_softmax(1))):
-        row = ClassRow(layer, "", FORGOTTEN, features, answers)
-        row.apply(features[:2], features[0], level(answers, FORGOTTEN, tau=1e-4))
+    raw = one(features).detach()
+    for layer, logits in ((one, raw), (other, raw.log_softmax(1))):
+        row = ClassRow(layer, "", FORGOTTEN, features, logits)
+        row.apply(features[:2], features[0], target_offset(logits, FORGOTTEN, tau=1e-4))
         assert row.changes.keys() == {"weight", "bias"}
     assert torch.allclose(one.weight, other.weight, atol=1e-5)
 
 
 @pytest.mark.parametrize("what", ["computed", "no row a class", "cut off", "divided"])
-def test_a_layer_that_does_not_give_the_logits_stays(what):
+def test_a_layer_that_does_not_give_the_logits_stays(what: str) -> None:
     layer, features = nn.Linear(4, 5 if what == "no row a class" else 3), torch.randn(6, 4)
     if what == "computed":
         layer = torch.nn.utils.parametrizations.weight_norm(layer)
-    answers = layer(features).detach()
-    answers = answers.relu() if what == "cut off" else answers
-    answers = answers / 2 if what == "divided" else answers
-    forgotten = torch.arange(answers.shape[1] if what != "no row a class" else 3) == 1
-    row = ClassRow(layer, "", forgotten, features, answers[:, :3])
+    logits = layer(features).detach()
+    logits = logits.relu() if what == "cut off" else logits
+    logits = logits / 2 if what == "divided" else logits
+    forgotten = torch.arange(logits.shape[1] if what != "no row a class" else 3) == 1
+    row = ClassRow(layer, "", forgotten, features, logits[:, :3])
     before = layer(features)
     row.apply(torch.ones(2, 4), torch.ones(4), torch.tensor(-6.0))
     assert row.changes == {}

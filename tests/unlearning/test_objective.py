@@ -21,19 +21,19 @@ def logits() -> torch.Tensor:
 FORGOTTEN = torch.tensor([False, True, False, True, False])
 
 
-def test_log_likelihood_is_the_mean_log_probability_of_the_labels(logits):
+def test_log_likelihood_is_the_mean_log_probability_of_the_labels(logits: torch.Tensor) -> None:
     labels = torch.tensor([0, 1, 2, 3, 4, 0, 1])
     slow = sum(math.log(logits[n].softmax(0)[labels[n]]) for n in range(7)) / 7
     assert objective.log_likelihood(logits, labels).item() == pytest.approx(slow, rel=1e-12)
 
 
-def test_log_odds_are_the_logit_of_the_forgotten_probability(logits):
+def test_log_odds_are_the_logit_of_the_forgotten_probability(logits: torch.Tensor) -> None:
     share = logits.softmax(1)[:, FORGOTTEN].sum(1)
     odds = objective.log_odds(logits, FORGOTTEN)
     assert torch.allclose(odds, torch.logit(share), rtol=1e-10)
 
 
-def test_log_odds_push_the_forgotten_logits_and_no_others(logits):
+def test_log_odds_push_the_forgotten_logits_and_no_others(logits: torch.Tensor) -> None:
     z = logits.clone().requires_grad_()
     objective.log_odds(z, FORGOTTEN).sum().backward()
     assert z.grad is not None
@@ -41,7 +41,7 @@ def test_log_odds_push_the_forgotten_logits_and_no_others(logits):
     assert (z.grad[:, FORGOTTEN] > 0).all()
 
 
-def test_excess_odds_vanish_exactly_where_the_probability_is_at_most_tau():
+def test_excess_odds_vanish_exactly_where_the_probability_is_at_most_tau() -> None:
     below, above = torch.logit(torch.tensor([0.0999, 0.3]))
     assert objective.excess_odds(below[None], 0.1) == 0
     assert objective.excess_odds(above[None], 0.1).item() == pytest.approx(
@@ -49,7 +49,7 @@ def test_excess_odds_vanish_exactly_where_the_probability_is_at_most_tau():
     )
 
 
-def test_stability_is_the_mean_divergence_among_the_other_classes(logits):
+def test_stability_is_the_mean_divergence_among_the_other_classes(logits: torch.Tensor) -> None:
     other = logits + torch.linspace(-1, 1, 5, dtype=torch.float64)
     slow = 0.0
     for before, after in zip(logits, other, strict=True):
@@ -59,13 +59,13 @@ def test_stability_is_the_mean_divergence_among_the_other_classes(logits):
     assert objective.stability(other, reference, FORGOTTEN).item() == pytest.approx(slow)
 
 
-def test_stability_does_not_see_the_forgotten_logits(logits):
+def test_stability_does_not_depend_on_the_forgotten_logits(logits: torch.Tensor) -> None:
     reference = objective.restricted_log_softmax(logits, FORGOTTEN)
     moved = logits - 50 * FORGOTTEN
     assert objective.stability(moved, reference, FORGOTTEN).item() == pytest.approx(0, abs=1e-12)
 
 
-def test_stability_is_half_the_fisher_quadratic_form_to_second_order():
+def test_stability_is_half_the_fisher_quadratic_form_to_second_order() -> None:
     """d^T (diag p - p p^T) d / 2, with p the restricted softmax."""
     z = torch.tensor([[0.3, -1.0, 2.0]], dtype=torch.float64)
     d = 1e-4 * torch.tensor([[1.0, -2.0, 0.5]], dtype=torch.float64)
@@ -77,21 +77,21 @@ def test_stability_is_half_the_fisher_quadratic_form_to_second_order():
     assert found.item() == pytest.approx(expected.item(), rel=1e-3)
 
 
-def test_penalty_gradient_is_autograd_of_the_quadratic_form():
+def test_penalty_gradient_is_autograd_of_the_quadratic_form() -> None:
     theta = [torch.randn(3, 2, dtype=torch.float64), torch.randn(4, dtype=torch.float64)]
     star = [torch.randn_like(t) for t in theta]
     weights = [torch.rand_like(t) for t in theta]
     leaves = [t.clone().requires_grad_() for t in theta]
-    quadratic = sum((w * (t - s) ** 2).sum() for t, s, w in zip(leaves, star, weights, strict=True))
-    slow = torch.autograd.grad(quadratic, leaves)
+    terms = [(w * (t - s) ** 2).sum() for t, s, w in zip(leaves, star, weights, strict=True)]
+    slow = torch.autograd.grad(torch.stack(terms).sum(), leaves)
     gradients = [torch.ones_like(t) for t in theta]
-    slopes = [2 * w for w in weights]
-    found = objective.penalised(gradients, theta, star, slopes)
+    curvatures = [2 * w for w in weights]
+    found = objective.penalised(gradients, theta, star, curvatures)
     for gradient, expected in zip(found, slow, strict=True):
         assert torch.allclose(gradient, 1 + expected, rtol=1e-12)
 
 
-def test_penalty_weights_are_beta_fisher_over_its_mean_plus_gamma():
+def test_penalty_weights_are_beta_fisher_over_its_mean_plus_gamma() -> None:
     fisher = {"a": torch.tensor([1.0, 3.0]), "b": torch.tensor([8.0]), "frozen": torch.ones(9)}
     theta = {name: torch.zeros_like(fisher[name]) for name in ("a", "b")}
     found = objective.penalty_weights(fisher, theta, Weights(beta=2.0, gamma=0.5))
@@ -102,7 +102,7 @@ def test_penalty_weights_are_beta_fisher_over_its_mean_plus_gamma():
     assert torch.allclose(again["a"], found["a"])
 
 
-def test_penalty_weights_of_crops_are_over_the_mean_of_whole_kernels():
+def test_penalty_weights_of_crops_are_over_the_mean_of_whole_kernels() -> None:
     crop = KernelCrop("", (1, 1), (slice(1, 2), slice(1, 2)), (0, 0), False)
     fisher = {"a": torch.zeros(1, 1, 3, 3), "b": torch.tensor([1.0])}
     fisher["a"][0, 0, 1, 1] = 4.0
@@ -112,13 +112,13 @@ def test_penalty_weights_of_crops_are_over_the_mean_of_whole_kernels():
     torch.testing.assert_close(found["b"], torch.tensor([2.5]))
 
 
-def test_penalty_weights_of_a_zero_fisher_are_gamma():
+def test_penalty_weights_of_a_zero_fisher_are_gamma() -> None:
     theta = {"a": torch.zeros(2)}
     found = objective.penalty_weights({"a": torch.zeros(2)}, theta, Weights(gamma=0.5))
     assert found["a"].tolist() == [0.5, 0.5]
 
 
-def test_the_papers_objective_has_the_gradient_of_its_formula():
+def test_the_papers_objective_has_the_gradient_of_its_formula() -> None:
     """alpha log P + beta (theta - theta*)^T I (theta - theta*) + gamma ||theta - theta*||^2."""
     w = Weights(alpha=2.0, beta=0.3, gamma=0.7, delta=0)
     theta = torch.randn(4, 3, dtype=torch.float64)
@@ -141,12 +141,12 @@ def test_the_papers_objective_has_the_gradient_of_its_formula():
 
 @pytest.mark.parametrize("name", ["alpha", "beta", "gamma", "delta"])
 @pytest.mark.parametrize("value", [-1.0, math.nan, math.inf, 1e7])
-def test_weights_are_bounded(name, value):
+def test_weights_are_bounded(name: str, value: float) -> None:
     with pytest.raises(InvalidUsage, match=name):
         Weights(**{name: value})
 
 
-def test_the_discriminant_of_few_samples_is_that_of_the_formula():
+def test_the_discriminant_of_few_samples_is_that_of_the_formula() -> None:
     """Fewer samples than features are solved in the space of the samples."""
     torch.manual_seed(0)
     one, other = (torch.randn(n, 40, dtype=torch.float64) + n for n in (7, 9))
@@ -159,13 +159,13 @@ def test_the_discriminant_of_few_samples_is_that_of_the_formula():
     torch.testing.assert_close(distance, wanted @ (means[0] - means[1]))
 
 
-def test_what_is_no_number_raises_nothing_in_the_discriminant():
+def test_the_discriminant_of_nan_raises_nothing() -> None:
     direction, _ = objective.discriminant(torch.full((3, 2), torch.nan), torch.ones(3, 2))
     assert direction.isnan().any()
 
 
-def test_the_penalty_computed_in_a_given_room_is_the_same():
-    g, theta, star, slope = torch.randn(4, 5, 3).unbind()
-    (free,) = objective.penalised([g], [theta], [star], [slope])
-    (inside,) = objective.penalised([g], [theta], [star], [slope], torch.empty(20))
+def test_the_penalty_computed_in_a_scratch_buffer_is_the_same() -> None:
+    g, theta, star, curvature = torch.randn(4, 5, 3).unbind()
+    (free,) = objective.penalised([g], [theta], [star], [curvature])
+    (inside,) = objective.penalised([g], [theta], [star], [curvature], torch.empty(20))
     assert torch.equal(free, inside)

@@ -1,4 +1,4 @@
-"""The descent against torch's plain Adam on the penalised loss, everything through autograd."""
+"""The optimiser against torch's plain Adam on the penalised loss, all of it through autograd."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pbu_cli.unlearning import optimizer as descent
-from pbu_cli.unlearning.optimizer import PenalisedAdam, bears_early_moves
+from pbu_cli.unlearning.optimizer import PenalisedAdam, allows_early_updates
 
 
-class Whimsical(nn.Module):
-    """Of everything that could go wrong, one: `kind` names it."""
+class Peculiar(nn.Module):
+    """A network with one peculiarity, named by `kind`, that early updates have to cope with."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -45,7 +44,7 @@ KINDS = ["plain", "tied", "detached", "data", "checkpointed", "sometimes"]
 
 
 def oracle(
-    model: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor], slopes: list[Tensor],
+    model: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor], curvatures: list[Tensor],
     rates: list[float], lrs: list[float],
 ) -> None:  # fmt: skip
     theta = list(model.parameters())
@@ -54,7 +53,7 @@ def oracle(
     optimiser = torch.optim.Adam(groups, 1.0, foreach=False, fused=False)
     for lr in lrs:
         penalty = sum(
-            (w / 2 * (p - s) ** 2).sum() for w, p, s in zip(slopes, theta, star, strict=True)
+            (w / 2 * (p - s) ** 2).sum() for w, p, s in zip(curvatures, theta, star, strict=True)
         )
         optimiser.zero_grad()
         (loss(model(x)) + penalty).backward()
@@ -64,25 +63,27 @@ def oracle(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("piece", [1, 20, 1 << 18])
-def test_the_descent_is_adam_on_the_penalised_loss(kind, piece, monkeypatch):
-    monkeypatch.setattr(descent, "PIECE", piece)
+@pytest.mark.parametrize("size", [1, 20, 1 << 18])
+def test_it_is_adam_on_the_penalised_loss(
+    kind: str, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pbu_cli.unlearning.optimizer.CHUNK_SIZE", size)
     torch.manual_seed(0)
-    slow = Whimsical(kind).double()
+    slow = Peculiar(kind).double()
     fast = copy.deepcopy(slow)
     x = torch.randn(5, 6, dtype=torch.float64)
-    slopes = [torch.rand_like(p) for p in slow.parameters()]
+    curvatures = [torch.rand_like(p) for p in slow.parameters()]
     rates = [200.0 if p.ndim == 1 else 1.0 for p in slow.parameters()]
     lrs = [1e-3, 1e-3, 2e-3, 1e-4, 1e-3]
 
-    def loss(answers: Tensor) -> Tensor:
-        return answers.square().mean() + answers.sum()
+    def loss(logits: Tensor) -> Tensor:
+        return logits.square().mean() + logits.sum()
 
-    slow.calls = 1  # the descent is tried out first
-    oracle(slow, x, loss, slopes, rates, lrs)
+    slow.calls = 1  # the optimiser starts with a trial
+    oracle(slow, x, loss, curvatures, rates, lrs)
     theta = list(fast.parameters())
     star = [p.detach().clone() for p in theta]
-    run = PenalisedAdam(theta, star, slopes, rates, fast(x[:2]))
+    run = PenalisedAdam(theta, star, curvatures, rates, fast(x[:2]))
     for p, s in zip(theta, star, strict=True):
         assert torch.equal(p, s), "the trial left something behind"
     for lr in lrs:
@@ -93,14 +94,14 @@ def test_the_descent_is_adam_on_the_penalised_loss(kind, piece, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_reads_a_parameter_again_does_not_bear_early_moves(kind):
-    model = Whimsical(kind)
-    answers = model(torch.randn(2, 6))
-    bears = bears_early_moves(answers, list(model.parameters()))
-    assert bears == (kind in ("plain", "tied", "sometimes"))
+def test_a_network_that_reads_a_parameter_again_allows_no_early_updates(kind: str) -> None:
+    model = Peculiar(kind)
+    logits = model(torch.randn(2, 6))
+    allowed = allows_early_updates(logits, list(model.parameters()))
+    assert allowed == (kind in ("plain", "tied", "sometimes"))
 
 
-def test_a_restarted_descent_has_no_momentum():
+def test_after_a_restart_there_is_no_momentum() -> None:
     theta = [nn.Parameter(torch.ones(3))]
     run = PenalisedAdam(theta, [torch.ones(3)], [torch.zeros(3)], [1.0], theta[0] * 1)
     run.step(theta[0].sum(), torch.tensor(0.1))
@@ -114,7 +115,7 @@ def test_a_restarted_descent_has_no_momentum():
     assert not torch.equal(theta[0], first), "momentum goes on"
 
 
-def test_what_a_recording_that_failed_left_is_no_gradient():
+def test_gradients_left_by_a_failed_recording_are_ignored() -> None:
     theta = [nn.Parameter(torch.ones(3))]
     run = PenalisedAdam(theta, [torch.ones(3)], [torch.zeros(3)], [1.0], theta[0] * 1)
     theta[0].grad = torch.full((3,), -1e9)
@@ -122,18 +123,21 @@ def test_what_a_recording_that_failed_left_is_no_gradient():
     torch.testing.assert_close(theta[0].detach(), torch.full((3,), 0.9))
 
 
-def test_parameters_with_the_channels_last_move_as_others_do(monkeypatch):
-    monkeypatch.setattr(descent, "PIECE", 8)
+def test_parameters_with_their_channels_last_move_as_others_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pbu_cli.unlearning.optimizer.CHUNK_SIZE", 8)
     torch.manual_seed(0)
     found = []
     for order in (torch.contiguous_format, torch.channels_last):
         model = nn.Conv2d(3, 4, 3).to(memory_format=order)
         with torch.no_grad():
             model.weight.copy_(torch.linspace(-1, 1, 108).view(4, 3, 3, 3))
-        theta = [model.weight]
-        slopes = [torch.linspace(0, 1, 108).view(4, 3, 3, 3)]
+        curvatures = [torch.linspace(0, 1, 108).view(4, 3, 3, 3)]
         x = torch.linspace(-1, 2, 150).view(2, 3, 5, 5)
-        run = PenalisedAdam(theta, [model.weight.detach().clone()], slopes, [1.0], model(x))
+        star = [model.weight.detach().clone()]
+        theta = [model.get_parameter("weight")]
+        run = PenalisedAdam(theta, star, curvatures, [1.0], model(x))
         for _ in range(3):
             run.step(model(x).square().mean(), torch.tensor(1e-2))
         found.append(model.weight.detach().clone())
