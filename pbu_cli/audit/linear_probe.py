@@ -1,9 +1,9 @@
-"""What the features still know of the class: a linear classifier that reads them.
+"""The linear probe: how well a linear classifier tells the class by the network's features.
 
-The input of the head is what a network makes of an image before it decides. Where a logistic
-regression on it still tells the class from the others, the class is in the network, whatever its
-answers are. A network that never saw the class is well above 50 % too: features that tell ships
-from nothing they know still differ. What counts is the distance to that network's figure.
+The features are the input of the head. Where a logistic regression on them still tells the forget
+images from the retained ones, the class is still in the network, whatever the network predicts. A
+network that never saw the class is well above 50 % too, because its features of unknown images
+differ from those of the classes that it knows. What counts is the distance to that network's value.
 """
 
 from __future__ import annotations
@@ -16,14 +16,18 @@ from torch import Tensor
 from pbu_cli.evaluation.statistics import balanced_accuracy, bootstrap, recall
 
 FOLDS, INNER_FOLDS = 5, 3
-STRENGTHS = (0.01, 0.1, 1.0, 10.0)  # of scikit-learn's C, chosen within the training folds
-FEWEST = 20  # images of either group
+# Values of scikit-learn's C, the inverse of the regularisation; chosen inside the training folds.
+INVERSE_REGULARISATIONS = (0.01, 0.1, 1.0, 10.0)
+MIN_IMAGES = 20  # of each group
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Percent, with 95 % bootstrap intervals: balanced accuracy, and recall of the forget images
-    at 5 % false positives among the retained ones."""
+    """What the probe reaches, in percent, with 95 % bootstrap intervals.
+
+    balanced: balanced accuracy. recall: share of the forget images that are found at a threshold
+    which 5 % of the retained images exceed.
+    """
 
     balanced: float
     balanced_interval: tuple[float, float]
@@ -32,13 +36,15 @@ class Probe:
 
 
 def probe(forget: Tensor, retain: Tensor, *, seed: int = 0) -> Probe | None:
-    """Probe features [m, d] of forget and [n, d] of retained images; None where too few.
+    """Probe the features of forget images [m, d] and of retained images [n, d].
+
+    None where either group has fewer than 20 images.
 
     >>> same = torch.arange(60.0)[:, None] % 7
     >>> probe(same + 100, same).balanced
     100.0
     """
-    if min(len(forget), len(retain)) < FEWEST:
+    if min(len(forget), len(retain)) < MIN_IMAGES:
         return None
     scores = held_out_scores(forget, retain, seed=seed)
     return Probe(
@@ -50,11 +56,12 @@ def probe(forget: Tensor, retain: Tensor, *, seed: int = 0) -> Probe | None:
 
 
 def held_out_scores(positive: Tensor, negative: Tensor, *, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Each image's log odds of being positive, by a classifier that did not see it. [m], [n].
+    """Each image's log odds of being positive, by a classifier that was not fitted to the image.
 
-    Logistic regression on standardised features [., d], both groups of equal weight, in five
-    stratified folds; its strength of regularisation is the best by balanced accuracy in three
-    folds inside the other four, so that nothing about an image decides how it is scored.
+    positive [m, d] and negative [n, d] -> [m] and [n]. The classifier is a logistic regression on
+    standardised features, both groups with equal weight. Each of five stratified folds is scored by
+    a classifier fitted to the other four. Its regularisation is the one with the best balanced
+    accuracy in three folds inside these four, so that it does not depend on the images scored.
     """
     import numpy as np
     from sklearn.linear_model import LogisticRegression
@@ -72,7 +79,7 @@ def held_out_scores(positive: Tensor, negative: Tensor, *, seed: int = 0) -> tup
     )
     search = GridSearchCV(
         classifier,
-        {"fit__C": STRENGTHS},
+        {"fit__C": INVERSE_REGULARISATIONS},
         scoring="balanced_accuracy",
         cv=StratifiedKFold(INNER_FOLDS, shuffle=True, random_state=seed % 2**32),
     )
@@ -83,5 +90,5 @@ def held_out_scores(positive: Tensor, negative: Tensor, *, seed: int = 0) -> tup
         cv=StratifiedKFold(FOLDS, shuffle=True, random_state=seed % 2**32),
         method="decision_function",
     )
-    found = torch.from_numpy(scores)
-    return found[: len(positive)], found[len(positive) :]
+    log_odds = torch.from_numpy(scores)
+    return log_odds[: len(positive)], log_odds[len(positive) :]

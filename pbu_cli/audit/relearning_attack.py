@@ -1,24 +1,26 @@
-"""How quickly a forgotten class comes back: an attacker tunes the network on a few of its images.
+"""Relearning: how quickly a forgotten class comes back when the network is tuned on a few images.
 
 The attacker holds ten images of the class and trains *all* parameters on them with cross-entropy,
-in eval mode (the batch statistics of one class would cost the retained accuracy), by several
-optimisers and rates. The class's logits may then be shifted by any constant, a free choice of
-bias, as long as the retained accuracy stays within five points of what it was. Reported is the
-best accuracy on forget images that were not trained on, after at most 0 to 40 steps: the attacker
-is granted the best of all rates and steps, judged on the very images that count, so the figure is
-an upper bound for these attackers, and no bound for others.
+by several optimisers and learning rates. The network is in eval mode, because the batch statistics
+of one class would cost the retained accuracy. The attacker may then shift the class's logits by any
+constant, which is a free choice of bias, as long as the retained accuracy stays within five points
+of what it was.
 
-Which ten images it is matters more than anything else: a ResNet-20 that never saw a ship gave 48
-and 62 % by two draws. So many draws are averaged, each looked at on few images. A network that
-never saw the class learns it from ten images too: what counts is the distance to that network's
-figure, on either side.
+The result is the best accuracy on forget images that were not trained on, after at most 0 to 40
+steps. The attacker is granted the best of all rates and steps, judged on the very images that
+count. So the result is an upper bound for these attackers, and no bound for others.
+
+The choice of the ten images matters more than anything else: a ResNet-20 that never saw a ship gave
+48 and 62 % with two draws of them. Therefore many draws are averaged, each scored on few images. A
+network that never saw the class learns it from ten images too. What counts is the distance to that
+network's value, in either direction.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,21 +28,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pbu_cli.audit.bias_shift import LabelledLogits, best_bias
 from pbu_cli.evaluation.metrics import accuracy
 from pbu_cli.evaluation.statistics import bootstrap
+from pbu_cli.models.inference import predict
 
-IMAGES = 10  # that the attacker holds
-STEPS = (0, 1, 2, 4, 10, 20, 40)
-COST = 5.0  # points of retained accuracy that the attacker may spend
-DRAWS = 8
-SCORED = 100, 250  # forget and retained images that are looked at in a draw, at most
-ENOUGH = 99.0  # percent: nothing is left to relearn, and the search ends
-BATCH = 50  # images a forward pass: small ones stay in a core's cache
+HELD_IMAGES = 10  # that the attacker trains on
+MAX_COST = 5.0  # points of retained accuracy that the attacker may spend
+MAX_SCORED = 100, 250  # forget and retained images that are scored in a draw
+ENOUGH = 99.0  # percent; nothing is left to relearn, so the search ends
+MAX_BATCH = 50  # images in a forward pass: so few stay in the cache of a core
+
+LabelledImages = tuple[Tensor, Tensor]  # images [n, *image] and int64 labels [n]
 
 
 @dataclass(frozen=True)
 class Attacker:
-    """An optimiser and its learning rate; SGD with momentum 0.9, Adam with torch's defaults."""
+    """An optimiser and its learning rate: SGD with momentum 0.9, or Adam with torch's defaults."""
 
     optimiser: Literal["sgd", "adam"]
     rate: float
@@ -56,13 +60,33 @@ ATTACKERS = (
 
 
 @dataclass(frozen=True)
-class Relearning:
-    """Percent of forget images recognised again, means over the draws of the attacker's images.
+class RelearningSettings:
+    """How hard the attackers try.
 
-    curve: the best of all attackers after at most so many steps. best: after any number, where the
-    curve ends; lowest, highest: of the draws. interval: 95 %, bootstrap over the draws, so that the
-    ten images and those scored are in it and the choice of attacker is not. ways: attacker and
-    steps that were best, one a draw.
+    draws: how many times the attacker's images are drawn. steps: numbers of training steps after
+    which the network is scored. batch_size: images per pass at most; scoring never takes more than
+    `MAX_BATCH`.
+    """
+
+    draws: int = 8
+    attackers: tuple[Attacker, ...] = ATTACKERS
+    steps: tuple[int, ...] = (0, 1, 2, 4, 10, 20, 40)
+    batch_size: int = MAX_BATCH
+
+
+DEFAULTS = RelearningSettings()
+
+
+@dataclass(frozen=True)
+class Relearning:
+    """Accuracy on the forget images after relearning, in percent; means over the draws.
+
+    curve: the best of all attackers, by the largest number of steps allowed. best: the value at
+    which the curve ends. lowest, highest: of the draws. interval: 95 %, bootstrap over the draws,
+    so that it covers the choice of the ten images and of those scored, and not the choice of the
+    attacker. ways: the attacker and the steps that were best, for each draw.
+
+    The fields are keys of the JSON document, and keep their names for it.
     """
 
     curve: dict[int, float]
@@ -73,10 +97,7 @@ class Relearning:
     ways: tuple[str, ...]
 
 
-LabelledImages = tuple[Tensor, Tensor]  # images [n, *image] or logits [n, c], and int64 labels [n]
-
-
-def _as_they_are(images: Tensor) -> Tensor:
+def _unchanged(images: Tensor) -> Tensor:
     return images
 
 
@@ -85,157 +106,123 @@ def relearn(
     forget: LabelledImages,
     retain: LabelledImages,
     forgotten: Tensor,
+    settings: RelearningSettings = DEFAULTS,
     *,
     seed: int = 0,
-    draws: int = DRAWS,
-    attackers: Sequence[Attacker] = ATTACKERS,
-    steps: Sequence[int] = STEPS,
     masked: bool = False,
-    prepare: Callable[[Tensor], Tensor] = _as_they_are,
+    prepare: Callable[[Tensor], Tensor] = _unchanged,
 ) -> Relearning | None:
-    """Attack `model`, in eval mode, which stays as it is, and measure how much comes back.
+    """Attack copies of `model`, in eval mode, and measure how much of the class comes back.
 
-    forget, retain: images and labels; at most `SCORED` of each, drawn by `seed`, are looked at.
-    prepare: a batch of images -> what the model takes. forgotten: bool [c], true for the forgotten
-    classes. masked: the network attacked has its forgotten logits at minus infinity, which the
-    attacker undoes; only what it answered on the retained images before differs. None where there
-    are too few forget images.
+    forget, retain: at most `MAX_SCORED` images of each, drawn by `seed`, are scored in a draw.
+    forgotten: bool [c], true for the forgotten classes. masked: the network has its forgotten
+    logits at minus infinity. The attacker undoes this, so that only the retained accuracy before
+    the attack differs. prepare: makes model inputs of a batch of images.
+
+    None where there are fewer than 20 forget images.
     """
-    if len(forget[0]) < 2 * IMAGES:
+    if len(forget[0]) < 2 * HELD_IMAGES:
         return None
     generator = torch.Generator().manual_seed(seed)
     curves: list[dict[int, float]] = []
     ways: list[str] = []
-    for _ in range(draws):
+    for _ in range(settings.draws):
         order = torch.randperm(len(forget[0]), generator=generator)
-        held, scored = order[:IMAGES], order[IMAGES : IMAGES + SCORED[0]]
-        kept = torch.randperm(len(retain[0]), generator=generator)[: SCORED[1]]
-        curve, way = attack(
+        held, scored = order[:HELD_IMAGES], order[HELD_IMAGES : HELD_IMAGES + MAX_SCORED[0]]
+        retained = torch.randperm(len(retain[0]), generator=generator)[: MAX_SCORED[1]]
+        curve, way = relearn_once(
             model,
             (forget[0][held], forget[1][held]),
             (forget[0][scored], forget[1][scored]),
-            (retain[0][kept], retain[1][kept]),
+            (retain[0][retained], retain[1][retained]),
             forgotten,
-            attackers,
-            steps,
-            masked,
-            prepare,
+            settings,
+            masked=masked,
+            prepare=prepare,
         )
         curves.append(curve)
         ways.append(way)
     best = torch.tensor([max(curve.values()) for curve in curves], dtype=torch.double)
     return Relearning(
-        {k: sum(curve[k] for curve in curves) / draws for k in curves[0]},
+        {k: sum(curve[k] for curve in curves) / settings.draws for k in curves[0]},
         float(best.mean()),
         float(best.min()),
         float(best.max()),
-        bootstrap([best], lambda drawn: drawn.mean(dim=-1), seed=seed),
+        bootstrap([best], lambda values: values.mean(dim=-1), seed=seed),
         tuple(ways),
     )
 
 
-def attack(
+def relearn_once(
     model: nn.Module,
     held: LabelledImages,
     forget: LabelledImages,
     retain: LabelledImages,
     forgotten: Tensor,
-    attackers: Sequence[Attacker] = ATTACKERS,
-    steps: Sequence[int] = STEPS,
+    settings: RelearningSettings = DEFAULTS,
+    *,
     masked: bool = False,
-    prepare: Callable[[Tensor], Tensor] = _as_they_are,
+    prepare: Callable[[Tensor], Tensor] = _unchanged,
 ) -> tuple[dict[int, float], str]:
-    """One draw: A_Df by number of steps, of the best attacker, and who was best when.
+    """One draw: the best A_Df by the number of steps allowed, and which attacker reached the best.
 
-    `held` is what the attackers train on, `forget` and `retain` what is looked at.
+    The attackers train on `held`, and are scored on `forget` and `retain`.
     """
 
-    def answers(network: nn.Module, images: LabelledImages) -> LabelledImages:
-        return _logits(network, images[0], prepare), images[1].cpu()
+    def logits(network: nn.Module, images: LabelledImages) -> LabelledLogits:
+        batches = map(prepare, images[0].split(min(MAX_BATCH, settings.batch_size)))
+        return predict(network, batches, device="cpu").logits, images[1].cpu()
 
-    before = answers(model, retain)
-    shown = before[0].masked_fill(forgotten.cpu(), -math.inf) if masked else before[0]
-    floor = accuracy(shown.argmax(dim=1), before[1]) - COST
-    best, way = best_bias(answers(model, forget), before, forgotten, floor), "bias alone"
-    found = {0: best}
-    trained = prepare(held[0]), held[1]
-    for attacker in attackers:
-        for step, tuned in tune(model, attacker, trained, steps):
+    before = logits(model, retain)
+    allowed = before[0].masked_fill(forgotten.cpu(), -math.inf) if masked else before[0]
+    floor = accuracy(allowed.argmax(dim=1), before[1]) - MAX_COST
+    best, way = best_bias(logits(model, forget), before, forgotten, floor), "bias alone"
+    best_after = {0: best}
+    inputs = prepare(held[0]), held[1]
+    for attacker in settings.attackers:
+        for step, tuned in tune(model, attacker, inputs, settings):
             if best >= ENOUGH:
                 break
-            a_df = best_bias(answers(tuned, forget), answers(tuned, retain), forgotten, floor)
-            if math.isnan(a_df):  # no bias keeps the others: this attacker has overdone it
+            a_df = best_bias(logits(tuned, forget), logits(tuned, retain), forgotten, floor)
+            if math.isnan(a_df):  # no bias reaches the floor: this attacker has damaged too much
                 break
-            found[step] = max(found.get(step, 0.0), a_df)
+            best_after[step] = max(best_after.get(step, 0.0), a_df)
             if a_df > best:
                 best, way = a_df, f"{attacker}, {step} steps"
-    # Who may take k steps may take fewer.
-    return {k: max(a_df for step, a_df in found.items() if step <= k) for k in (0, *steps)}, way
+    # An attacker who may take k steps may also take fewer.
+    curve = {
+        k: max(a_df for step, a_df in best_after.items() if step <= k) for k in (0, *settings.steps)
+    }
+    return curve, way
 
 
 def tune(
-    model: nn.Module, attacker: Attacker, held: LabelledImages, steps: Sequence[int] = STEPS
+    model: nn.Module,
+    attacker: Attacker,
+    held: LabelledImages,
+    settings: RelearningSettings = DEFAULTS,
 ) -> Iterator[tuple[int, nn.Module]]:
-    """A copy of `model` tuned on `held` with cross-entropy, after each number of `steps` above 0.
+    """Tune a copy of `model` on `held` with cross-entropy; yield it after each of `settings.steps`.
 
-    All its parameters train; BatchNorm uses, and never updates, its running statistics.
+    All parameters train. BatchNorm uses its running statistics and never updates them. Each step
+    takes the gradient of the mean loss of all images in `held`, which are model inputs. Where they
+    are more than the batch size, the gradient is accumulated over several passes.
     """
     tuned = copy.deepcopy(model).eval().requires_grad_()
     labels = held[1].to(held[0].device)
+    size = settings.batch_size
     parameters = list(tuned.parameters())
     optimiser: torch.optim.Optimizer = (
         torch.optim.SGD(parameters, attacker.rate, momentum=0.9)
         if attacker.optimiser == "sgd"
         else torch.optim.Adam(parameters, attacker.rate)
     )
-    for step in range(1, max(steps) + 1):
+    for step in range(1, max(settings.steps) + 1):
         optimiser.zero_grad()
         with torch.enable_grad():
-            F.cross_entropy(tuned(held[0]), labels).backward()
+            for x, target in zip(held[0].split(size), labels.split(size), strict=True):
+                share = len(target) / len(labels)
+                (share * F.cross_entropy(tuned(x), target)).backward()
         optimiser.step()
-        if step in steps:
+        if step in settings.steps:
             yield step, tuned
-
-
-def best_bias(
-    forget: LabelledImages, retain: LabelledImages, forgotten: Tensor, floor: float
-) -> float:
-    """A_Df, percent, at the shift of the forgotten logits that serves it best.
-
-    forget, retain: logits and labels. One constant t is added to the logits of the classes in
-    `forgotten`, bool [c]. An image turns to one of them where t exceeds max_kept z - max_gone z, so
-    that A_Df never falls and A_Dr never rises with t: the best t is the largest that leaves A_Dr at
-    `floor`, percent, or above. NaN where not even t = -inf does, or where an answer is NaN.
-
-    >>> forgotten = torch.tensor([True, False])
-    >>> forget = torch.tensor([[0.0, 3], [0, 6]]), torch.tensor([0, 0])
-    >>> retain = torch.tensor([[0.0, 4], [0, 7]]), torch.tensor([1, 1])
-    >>> best_bias(forget, retain, forgotten, 100)   # t up to 4 keeps both retained images,
-    50.0
-    >>> best_bias(forget, retain, forgotten, 50)    # up to 7 one of them
-    100.0
-    """
-    forgotten = forgotten.cpu()
-    if not bool(forget[0].isfinite().all() and retain[0].isfinite().all()):
-        return math.nan
-    right = retain[0].masked_fill(forgotten, -math.inf).argmax(dim=1) == retain[1]
-    turns = _turn(retain[0], forgotten)[right].sort(descending=True).values
-    needed = math.ceil(floor / 100 * len(retain[1]) - 1e-9)
-    if needed > len(turns):
-        return math.nan
-    most = float(turns[needed - 1]) if needed > 0 else math.inf
-    answers = forget[0].masked_fill(~forgotten, -math.inf).argmax(dim=1)
-    return 100 * float(
-        ((answers == forget[1]) & (_turn(forget[0], forgotten) < most)).double().mean()
-    )
-
-
-def _turn(logits: Tensor, forgotten: Tensor) -> Tensor:
-    """The shift of the forgotten logits at which an image's answer becomes one of them."""
-    kept = logits.masked_fill(forgotten, -math.inf).amax(dim=1)
-    return kept - logits.masked_fill(~forgotten, -math.inf).amax(dim=1)
-
-
-@torch.no_grad()
-def _logits(model: nn.Module, images: Tensor, prepare: Callable[[Tensor], Tensor]) -> Tensor:
-    return torch.cat([model(prepare(x)).float().cpu() for x in images.split(BATCH)])

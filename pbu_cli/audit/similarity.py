@@ -1,4 +1,4 @@
-"""How alike two networks are on the same images: in what they answer, and stage by stage inside.
+"""How alike two networks are on the same images: in their predictions, and stage by stage inside.
 
 Index letters: n images, c classes, d features.
 """
@@ -10,32 +10,30 @@ import math
 import torch
 from torch import Tensor
 
-from pbu_cli.evaluation.statistics import bootstrap
-
-GROUPS = 10  # of the jackknife
+JACKKNIFE_GROUPS = 10
 
 
 def divergence(logits: Tensor, reference: Tensor) -> Tensor:
-    """Jensen-Shannon divergence of two networks' answers, by image, bits. [n, c], [n, c] -> [n].
+    """Jensen-Shannon divergence of two networks' predicted distributions, in bits, by image.
 
-    JS(p, q) = KL(p || m) / 2 + KL(q || m) / 2 with m = (p + q) / 2: 0 of equal answers, 1 of
-    answers that share no class. Source: Lin, "Divergence measures based on the Shannon entropy",
-    1991.
+    logits, reference: [n, c] -> [n]. JS(p, q) = KL(p || m) / 2 + KL(q || m) / 2 with
+    m = (p + q) / 2. It is 0 for equal distributions and 1 for distributions that share no class.
+    Source: Lin, "Divergence measures based on the Shannon entropy", 1991.
 
     >>> divergence(torch.tensor([[0.0, -math.inf]]), torch.tensor([[0.0, 0.0]]))
     tensor([0.3113], dtype=torch.float64)
     """
     p, q = (z.double().softmax(dim=1) for z in (logits, reference))
     middle = (p + q) / 2
-    return (_bits(p, middle) + _bits(q, middle)) / 2
+    return (_kl_in_bits(p, middle) + _kl_in_bits(q, middle)) / 2
 
 
 def effective_classes(p: Tensor) -> Tensor:
-    """exp of the entropy of the mean answer, 1 to c: how widely the images spread. [..., n, c].
+    """How many classes the images spread over: exp of the entropy of the mean distribution, 1 to c.
 
-    p are probabilities; their mean over the images is what has the entropy. 1 where every image
-    gets one and the same class, 2 where half get one and half another, and 2 also where every image
-    gets both by halves.
+    p: probabilities, [..., n, c]; they are averaged over the images first. The result is 1 where
+    every image gets the same class, 2 where half of the images get one class and half another, and
+    also 2 where every image gets both classes with probability 0.5.
 
     >>> effective_classes(torch.tensor([[1.0, 0, 0], [0, 1, 0]]))
     tensor(2.)
@@ -44,51 +42,43 @@ def effective_classes(p: Tensor) -> Tensor:
     return entropies.sum(dim=-1).exp()
 
 
-def cka(x: Tensor, y: Tensor) -> tuple[float, tuple[float, float]]:
-    """Linear CKA of two networks' features on the same n images, and its 95 % interval.
-
-    x [n, d], y [n, e]. CKA = HSIC(x, y) / sqrt(HSIC(x, x) HSIC(y, y)), 1 for features equal up to
-    rotation, scale and shift; with the unbiased HSIC of Song et al., "Feature selection via
-    dependence maximization", JMLR 2012, eq. 5, since the biased one nears 1 for unrelated features
-    once d exceeds n. Around 0 it may be negative; NaN of constant features, and of fewer than ten
-    images. Interval: jackknife over up to ten groups of images. Sources: Kornblith et al. 2019;
-    Nguyen et al. 2021.
-
-    >>> x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
-    >>> round(cka(x, -2 * x.flip(1) + 1)[0], 4)
-    1.0
-    """
-    return cka_of_grams(gram(x), gram(y))
-
-
 def gram(x: Tensor) -> Tensor:
-    """Products of the features of every pair of images, centred: [n, d] -> [n, n], float64."""
+    """Products of the centred features of every pair of images: [n, d] -> [n, n], float64."""
     centred = x.double() - x.double().mean(dim=0)
     return centred @ centred.T
 
 
 def cka_of_grams(k: Tensor, m: Tensor) -> tuple[float, tuple[float, float]]:
-    """`cka` from two matrices of `gram`."""
+    """Linear CKA of two networks' features on the same n images, and its 95 % interval.
+
+    k, m: the matrices [n, n] that `gram` makes of the features x [n, d] and y [n, e].
+
+    CKA = HSIC(x, y) / sqrt(HSIC(x, x) HSIC(y, y)). It is 1 for features that are equal up to
+    rotation, scale and shift. HSIC is the unbiased estimate of Song et al., "Feature selection via
+    dependence maximization", JMLR 2012, eq. 5, because the biased one approaches 1 for unrelated
+    features once d exceeds n. The unbiased one may be negative around 0. The result is NaN for
+    constant features, and for fewer than ten images. The interval is a jackknife over up to ten
+    groups of images. Sources: Kornblith et al. 2019; Nguyen et al. 2021.
+
+    >>> x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    >>> round(cka_of_grams(gram(x), gram(-2 * x.flip(1) + 1))[0], 4)
+    1.0
+    """
     n = len(k)
-    count = min(GROUPS, n // 5)
-    if count < 2:
+    groups = min(JACKKNIFE_GROUPS, n // 5)
+    if groups < 2:
         return math.nan, (math.nan, math.nan)
     value = _cka(k, m)
-    without = []
-    for group in range(count):
-        kept = torch.arange(n) % count != group
-        without.append(_cka(k[kept][:, kept], m[kept][:, kept]))
-    spread = torch.tensor(without).double()
-    error = math.sqrt((count - 1) / count * (spread - spread.mean()).square().sum().item())
+    without_group = []
+    for group in range(groups):
+        kept = torch.arange(n) % groups != group
+        without_group.append(_cka(k[kept][:, kept], m[kept][:, kept]))
+    values = torch.tensor(without_group).double()
+    error = math.sqrt((groups - 1) / groups * (values - values.mean()).square().sum().item())
     return value, (max(-1.0, value - 1.96 * error), min(1.0, value + 1.96 * error))
 
 
-def mean_interval(values: Tensor, *, seed: int = 0) -> tuple[float, tuple[float, float]]:
-    """Mean of one number per image, [n], and its 95 % bootstrap interval."""
-    return values.mean().item(), bootstrap((values,), lambda v: v.mean(dim=-1), seed=seed)
-
-
-def _bits(p: Tensor, q: Tensor) -> Tensor:
+def _kl_in_bits(p: Tensor, q: Tensor) -> Tensor:
     return torch.where(p > 0, p * (p / q).log2(), 0.0).sum(dim=1)
 
 
@@ -98,10 +88,12 @@ def _cka(k: Tensor, m: Tensor) -> float:
 
 
 def _hsic(k: Tensor, m: Tensor) -> float:
-    """(sum_ij K_ij M_ij + sum K sum M / ((n-1)(n-2)) - 2/(n-2) sum_i K_i. M_i.) / (n (n-3)), with
-    the diagonals of K and M at zero. Shifting the features changes nothing in it."""
+    """(sum_ij K_ij M_ij + sum K sum M / ((n-1)(n-2)) - 2/(n-2) sum_i K_i. M_i.) / (n (n-3)).
+
+    The diagonals of K and M are set to zero first. A shift of the features does not change it.
+    """
     n = len(k)
     k, m = (square - torch.diag(square.diagonal()) for square in (k, m))
     rows = k.sum(dim=1) @ m.sum(dim=1)
-    whole = k.sum() * m.sum() / ((n - 1) * (n - 2))
-    return float((k * m).sum() + whole - 2 * rows / (n - 2)) / (n * (n - 3))
+    product = k.sum() * m.sum() / ((n - 1) * (n - 2))
+    return float((k * m).sum() + product - 2 * rows / (n - 2)) / (n * (n - 3))

@@ -1,4 +1,4 @@
-"""An audit as tables of text: (title, columns, rows, captions), for whoever draws them."""
+"""An audit as tables of text, for the console to draw."""
 
 from __future__ import annotations
 
@@ -10,125 +10,139 @@ from typing import TYPE_CHECKING
 from pbu_cli.evaluation.measures import MEASURES
 
 if TYPE_CHECKING:
-    from pbu_cli.audit.run import Audited, Estimate
+    from pbu_cli.audit.run import Estimate, NetworkAudit
+
+UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
 class Table:
+    """A table: its title, the titles of its columns, its rows, and the lines below it."""
+
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     captions: Sequence[str] = ()
 
 
-def audit_tables(audits: Sequence[Audited], seed: int) -> list[Table]:
-    """What is left of the class; the relearning curve; membership by signal; likeness by stage.
-
-    A measure that no network has is a row of `unknown`, with the flag that would tell it.
-    """
-    names = [audited.name for audited in audits]
-    rows = [
-        (one.title, *(cell(a.measures.get(key), one.places) for a in audits))
-        for key, one in MEASURES.items()
+def audit_tables(audits: Sequence[NetworkAudit], seed: int) -> list[Table]:
+    """The measures; and, where known, relearning, membership inference and similarity in detail."""
+    return [
+        _measures(audits, seed),
+        *_relearning_curves(audits),
+        *_membership(audits),
+        *_similarity(audits),
     ]
-    captions = [f"in brackets 95 % intervals; seed {seed}; compare with the retrained column"]
-    captions += [
-        f"{one.title}{f' [{one.needs}]' if one.needs else ''}: {one.definition}"
-        for one in MEASURES.values()
-    ]
-    missing = sorted(
-        {
-            one.needs
-            for key, one in MEASURES.items()
-            if one.needs and not any(key in a.measures for a in audits)
-        }
-    )
-    if missing:
-        captions.append(f"unknown: needs {' or '.join(missing)}, or more images")
-    tables = [Table("What is left of the class", ("", *names), rows, captions)]
-    curves = [a.relearning.curve if a.relearning else {} for a in audits]
-    if any(curves):
-        steps = sorted({k for curve in curves for k in curve})
-        table = [(str(k), *(f"{c[k]:.1f}" if k in c else "unknown" for c in curves)) for k in steps]
-        spread = [
-            f"{a.relearning.lowest:.1f} to {a.relearning.highest:.1f}" if a.relearning else ""
-            for a in audits
-        ]
-        tables.append(
-            Table(
-                "Relearnt after at most k steps on 10 forget images (%)",
-                ("k", *names),
-                [*table, ("best, by draw", *spread)],
-            )
-        )
-    attacks = [a.membership for a in audits]
-    if any(attacks):
-        signals = list(next(found for found in attacks if found))
-        tables.append(
-            Table(
-                "Membership inference by signal, |AUC - 0.5|",
-                ("", *names),
-                [
-                    (
-                        signal,
-                        *(
-                            "unknown"
-                            if a is None
-                            else _with(a[signal].value, a[signal].interval, 3)
-                            for a in attacks
-                        ),
-                    )
-                    for signal in signals
-                ],
-            )
-        )
-    return [*tables, *_likeness(audits)]
 
 
 def cell(estimate: Estimate | None, places: int) -> str:
-    """
+    """An estimate as text.
+
     >>> cell(None, 1)
     'unknown'
     """
-    return "unknown" if estimate is None else _with(estimate.value, estimate.interval, places)
+    if estimate is None:
+        return UNKNOWN
+    return _with_interval(estimate.value, estimate.interval, places)
 
 
-def _with(value: float, interval: tuple[float, float], places: int) -> str:
+def _with_interval(value: float, interval: tuple[float, float], places: int) -> str:
     if math.isnan(value):
-        return "unknown"
+        return UNKNOWN
     if not math.isfinite(value):
         return f"{value}"
     # Without a space, so that a narrow terminal breaks before the interval and not inside it.
     return f"{value:.{places}f} [{interval[0]:.{places}f},{interval[1]:.{places}f}]"
 
 
-def _likeness(audits: Sequence[Audited]) -> list[Table]:
-    """One table: stages down, pairs of networks across."""
-    pairs: dict[str, Mapping[str, Mapping[str, Estimate]]] = {}
-    for audited in audits:
-        others = {pair for stage in audited.likeness.values() for pair in stage}
-        for pair in sorted(others):
-            other, _, side = pair.partition(", ")
-            if f"{other} - {audited.name}, {side}" not in pairs:
-                pairs[f"{audited.name} - {other}, {side}"] = audited.likeness
-    if not pairs:
+def _measures(audits: Sequence[NetworkAudit], seed: int) -> Table:
+    """All measures by network. A measure that no network has is a row of `unknown`, and a caption
+    names the flag that it needs."""
+    rows = [
+        (measure.title, *(cell(a.measures.get(key), measure.places) for a in audits))
+        for key, measure in MEASURES.items()
+    ]
+    captions = [f"in brackets 95 % intervals; seed {seed}; compare with the retrained column"]
+    captions += [
+        f"{measure.title}{f' [{measure.needs}]' if measure.needs else ''}: {measure.definition}"
+        for measure in MEASURES.values()
+    ]
+    missing_flags = {
+        measure.needs
+        for key, measure in MEASURES.items()
+        if measure.needs and not any(key in a.measures for a in audits)
+    }
+    if missing_flags:
+        captions.append(f"unknown: needs {' or '.join(sorted(missing_flags))}, or more images")
+    return Table("What is left of the class", ("", *(a.name for a in audits)), rows, captions)
+
+
+def _relearning_curves(audits: Sequence[NetworkAudit]) -> list[Table]:
+    """One table: numbers of steps down, networks across."""
+    curves = [a.relearning.curve if a.relearning else {} for a in audits]
+    if not any(curves):
         return []
-    stages = list(dict.fromkeys(stage for likeness in pairs.values() for stage in likeness))
+    rows = [
+        (str(k), *(f"{curve[k]:.1f}" if k in curve else UNKNOWN for curve in curves))
+        for k in sorted({k for curve in curves for k in curve})
+    ]
+    spread = [
+        f"{a.relearning.lowest:.1f} to {a.relearning.highest:.1f}" if a.relearning else ""
+        for a in audits
+    ]
+    return [
+        Table(
+            "Relearnt after at most k steps on 10 forget images (%)",
+            ("k", *(a.name for a in audits)),
+            [*rows, ("best, by draw", *spread)],
+        )
+    ]
+
+
+def _membership(audits: Sequence[NetworkAudit]) -> list[Table]:
+    """One table: signals down, networks across."""
+    advantages = [a.membership for a in audits]
+    signals = next((list(found) for found in advantages if found), [])
+    if not signals:
+        return []
+    rows = [
+        (
+            signal,
+            *(
+                UNKNOWN
+                if found is None
+                else _with_interval(found[signal].value, found[signal].interval, 3)
+                for found in advantages
+            ),
+        )
+        for signal in signals
+    ]
+    title = "Membership inference by signal, |AUC - 0.5|"
+    return [Table(title, ("", *(a.name for a in audits)), rows)]
+
+
+def _similarity(audits: Sequence[NetworkAudit]) -> list[Table]:
+    """One table: stages down, pairs of networks across; each pair is shown once."""
+    by_pair: dict[str, Mapping[str, Mapping[str, Estimate]]] = {}
+    for audited in audits:
+        keys = {key for stage in audited.likeness.values() for key in stage}
+        for key in sorted(keys):
+            other, _, side = key.partition(", ")
+            if f"{other} - {audited.name}, {side}" not in by_pair:
+                by_pair[f"{audited.name} - {other}, {side}"] = audited.likeness
+    if not by_pair:
+        return []
+    stages = list(dict.fromkeys(stage for likeness in by_pair.values() for stage in likeness))
     rows = []
     for stage in stages:
         cells = []
-        for pair, likeness in pairs.items():
-            _, _, other = pair.partition(" - ")
-            cells.append(cell(likeness.get(stage, {}).get(other), 2))
+        for pair, likeness in by_pair.items():
+            _, _, key = pair.partition(" - ")
+            cells.append(cell(likeness.get(stage, {}).get(key), 2))
         rows.append((stage, *cells))
-    return [
-        Table(
-            "CKA by stage, on forget and on retained images",
-            ("", *pairs),
-            rows,
-            (
-                "linear, unbiased; feature maps averaged to at most 8 x 8 places; 1 is equal up to"
-                " rotation; at most 500 images; jackknife",
-            ),
-        )
-    ]
+    caption = (
+        "linear, unbiased; feature maps averaged to at most 8 x 8 places; 1 is equal up to"
+        " rotation; at most 500 images; jackknife"
+    )
+    title = "CKA by stage, on forget and on retained images"
+    return [Table(title, ("", *by_pair), rows, (caption,))]

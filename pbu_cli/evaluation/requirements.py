@@ -11,9 +11,12 @@ from typing import Literal
 from pbu_cli.errors import InvalidUsage, printable
 from pbu_cli.evaluation.measures import MEASURES
 
-DAMAGE = "damage"  # has no counterpart in a retrained network
-NEEDS = {"A_Df": "", "A_Dr": "--retain", DAMAGE: "--original"} | {
-    key: one.needs for key, one in MEASURES.items()
+# The criterion on the estimated accuracy loss. Users write this name, so it stays as published.
+# A retrained network has no accuracy loss, so that `~` cannot be used with it.
+ACCURACY_LOSS = "damage"
+# The flag without which a measure is unknown; empty where the forget images are enough.
+NEEDED_FLAG = {"A_Df": "", "A_Dr": "--retain", ACCURACY_LOSS: "--original"} | {
+    key: measure.needs for key, measure in MEASURES.items()
 }
 
 Relation = Literal["<=", ">=", "~"]
@@ -21,8 +24,11 @@ Relation = Literal["<=", ">=", "~"]
 
 @dataclass(frozen=True)
 class Criterion:
-    """A bound that a measure has to keep, in the measure's unit; `~`: the most by which it may
-    differ from the retrained network's, on either side."""
+    """A bound that a measure has to keep, in the measure's unit.
+
+    With the relation `~` the bound is the largest difference from the retrained network's value,
+    in either direction.
+    """
 
     measure: str
     relation: Relation
@@ -32,10 +38,12 @@ class Criterion:
         return f"{self.measure}{self.relation}{self.bound:g}"
 
     @property
-    def of_audit(self) -> bool:
+    def needs_audit(self) -> bool:
+        """Whether only an audit measures it."""
         return self.measure in MEASURES
 
     def holds(self, value: float, retrained: float) -> bool:
+        """Whether the value keeps the bound. `retrained` is used by the relation `~` alone."""
         if self.relation == "<=":
             return value <= self.bound
         if self.relation == ">=":
@@ -49,19 +57,19 @@ def parse(text: str) -> Criterion:
     >>> parse("A_Df <= 0.5")
     Criterion(measure='A_Df', relation='<=', bound=0.5)
     """
-    found = re.fullmatch(r"\s*(\w+)\s*(<=|>=|~)\s*(-?\d{1,3}(?:\.\d+)?)\s*", text)
+    match = re.fullmatch(r"\s*(\w+)\s*(<=|>=|~)\s*(-?\d{1,3}(?:\.\d+)?)\s*", text)
     relation: Relation | None = None
-    if found is not None and found[1] in NEEDS:
-        relation = "<=" if found[2] == "<=" else ">=" if found[2] == ">=" else "~"
-        if relation == "~" and (found[1] == DAMAGE or found[3].startswith("-")):
+    if match is not None and match[1] in NEEDED_FLAG:
+        relation = "<=" if match[2] == "<=" else ">=" if match[2] == ">=" else "~"
+        if relation == "~" and (match[1] == ACCURACY_LOSS or match[3].startswith("-")):
             relation = None
-    if found is None or relation is None:
+    if match is None or relation is None:
         raise InvalidUsage(
             f"--require {printable(text)}: expected A_Df<=X or A_Dr>=X with X in percent, or"
-            " damage<=X in points, or MEASURE<=X, MEASURE>=X, or MEASURE~X (within X of"
-            f" --retrained), with a measure of {', '.join(NEEDS)}"
+            f" {ACCURACY_LOSS}<=X in points, or MEASURE<=X, MEASURE>=X, or MEASURE~X (within X of"
+            f" --retrained), where MEASURE is one of {', '.join(NEEDED_FLAG)}"
         )
-    return Criterion(found[1], relation, float(found[3]))
+    return Criterion(match[1], relation, float(match[3]))
 
 
 def unmet(
@@ -69,28 +77,28 @@ def unmet(
     values: Mapping[str, float | None],
     retrained: Mapping[str, float | None] | None = None,
 ) -> list[str]:
-    """What does not hold, in words; what is unknown meets nothing.
+    """One message for each criterion that does not hold. No criterion holds for an unknown value.
 
-    values, retrained: the checkpoint's measures and the retrained network's, by name.
+    values, retrained: the measures of the checkpoint and of the retrained network, by name.
 
     >>> unmet([parse("A_Df<=1"), parse("A_Dr>=99")], {"A_Df": 0.2, "A_Dr": 98.5})
     ['A_Dr is 98.50, required A_Dr>=99']
     >>> unmet([parse("probe~2")], {"probe": 91.0}, {"probe": 88.5})
-    ['probe is 91.00 and 88.50 of the retrained network, required probe~2']
+    ['probe is 91.00 and 88.50 for the retrained network, required probe~2']
     """
     failed = []
     for criterion in criteria:
         name = criterion.measure
         value = values.get(name)
-        other = (retrained or {}).get(name)
+        reference = (retrained or {}).get(name)
         relative = criterion.relation == "~"
         if relative and retrained is None:
             failed.append(f"{name} of a retrained network is unknown, required {criterion}")
-        elif value is None or math.isnan(value) or (relative and other is None):
-            without = f" without {NEEDS[name]}" if NEEDS[name] else ""
+        elif value is None or math.isnan(value) or (relative and reference is None):
+            without = f" without {NEEDED_FLAG[name]}" if NEEDED_FLAG[name] else ""
             failed.append(f"{name} is unknown{without}, required {criterion}")
-        elif not criterion.holds(value, math.nan if other is None else other):
-            digits = MEASURES[name].places if name in MEASURES else 2
-            beside = f" and {other:.{max(2, digits)}f} of the retrained network" if relative else ""
-            failed.append(f"{name} is {value:.{max(2, digits)}f}{beside}, required {criterion}")
+        elif not criterion.holds(value, math.nan if reference is None else reference):
+            digits = max(2, MEASURES[name].places if name in MEASURES else 2)
+            compared = f" and {reference:.{digits}f} for the retrained network" if relative else ""
+            failed.append(f"{name} is {value:.{digits}f}{compared}, required {criterion}")
     return failed

@@ -1,4 +1,4 @@
-"""Accuracies of one network, and the evaluation that gathers them."""
+"""The accuracies of one network."""
 
 from __future__ import annotations
 
@@ -7,15 +7,20 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from pbu_cli.evaluation import metrics
-from pbu_cli.evaluation.outputs import Answers
+from pbu_cli.evaluation.outputs import NetworkOutputs
+from pbu_cli.evaluation.statistics import wilson_interval
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Accuracies of one network, percent; None where no retained images were given.
+    """The accuracies of one network in percent; None where no retained images were given.
 
-    a_df: forget images answered with their own label. a_dr: retained images answered right.
-    intervals: 95 %, Wilson. answers: where the forget images go, percent by class.
+    a_df: share of the forget images that are predicted as their own class. a_dr: the same of the
+    retained images. The intervals are 95 %, by Wilson. per_class: accuracy by class, of the classes
+    that have images. answers: share of the forget images by predicted class.
+
+    The fields are the keys of the JSON document and of the run record: `answers` keeps its name
+    for them.
     """
 
     name: str
@@ -27,23 +32,25 @@ class Scores:
     answers: dict[int, float]
 
 
-def score(name: str, answers: Answers, forget: Tensor, retain: Tensor | None) -> Scores:
-    """The scores of one network. forget, retain: int64 labels of the images answered."""
-    given = answers.forget.argmax(dim=1).cpu()
-    a_df = metrics.accuracy(given, forget)
-    per_class = metrics.accuracy_per_class(given, forget)
-    a_dr = bounds = None
-    if answers.retain is not None and retain is not None:
-        kept = answers.retain.argmax(dim=1).cpu()
-        a_dr = metrics.accuracy(kept, retain)
-        bounds = metrics.interval(a_dr, len(retain))
-        per_class |= metrics.accuracy_per_class(kept, retain)
+def score(
+    name: str, outputs: NetworkOutputs, forget_labels: Tensor, retain_labels: Tensor | None
+) -> Scores:
+    """The scores of one network from its logits and the int64 labels of the images, [n] and [m]."""
+    predictions = outputs.forget_logits.argmax(dim=1).cpu()
+    a_df = metrics.accuracy(predictions, forget_labels)
+    per_class = metrics.accuracy_per_class(predictions, forget_labels)
+    a_dr = a_dr_interval = None
+    if outputs.retain_logits is not None and retain_labels is not None:
+        retain_predictions = outputs.retain_logits.argmax(dim=1).cpu()
+        a_dr = metrics.accuracy(retain_predictions, retain_labels)
+        a_dr_interval = wilson_interval(a_dr, len(retain_labels))
+        per_class |= metrics.accuracy_per_class(retain_predictions, retain_labels)
     return Scores(
         name,
         a_df,
-        metrics.interval(a_df, len(forget)),
+        wilson_interval(a_df, len(forget_labels)),
         a_dr,
-        bounds,
+        a_dr_interval,
         dict(sorted(per_class.items())),
-        metrics.answer_shares(given, answers.forget.shape[1]),
+        metrics.prediction_shares(predictions, outputs.forget_logits.shape[1]),
     )

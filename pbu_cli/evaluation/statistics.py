@@ -1,25 +1,26 @@
-"""How well a score tells two groups of images apart, and how sure that is.
+"""How well a score tells two groups of images apart, and 95 % intervals.
 
-`positive` and `negative` are the scores of the two groups, a higher score meaning positive; any
-leading dimensions are for resamples. Shares are in percent, the AUC is from 0 to 1.
+`positive` and `negative` are the scores of the two groups; a higher score means positive. Leading
+dimensions hold resamples. Shares are in percent, the AUC is from 0 to 1.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-FALSE_POSITIVES = 0.05  # the rate at which recall is read
+FALSE_POSITIVES = 0.05  # the rate at which recall is measured
 RESAMPLES = 1000
-_AT_ONCE = 2**22  # resampled scores in memory
+_SCORES_IN_MEMORY = 2**22  # of resamples that are made at once
 
 
 def auc(positive: Tensor, negative: Tensor) -> Tensor:
     """P(positive > negative) + P(positive = negative) / 2, over all pairs. [..., m], [..., n].
 
-    The area under the ROC curve (Mann and Whitney, 1947), by sorting instead of by pairs.
+    The area under the ROC curve (Mann and Whitney, 1947), computed by sorting.
 
     >>> auc(torch.tensor([1.0, 3.0]), torch.tensor([0.0, 1.0, 2.0]))   # 1.5 and 3 of 3
     tensor(0.7500)
@@ -31,7 +32,9 @@ def auc(positive: Tensor, negative: Tensor) -> Tensor:
 
 
 def recall(positive: Tensor, negative: Tensor, false_positives: float = FALSE_POSITIVES) -> Tensor:
-    """Percent of positives above the lowest threshold that at most so many negatives exceed.
+    """Percent of positives above the lowest threshold that keeps the false positive rate.
+
+    false_positives: the largest share of negatives that may exceed the threshold, 0 to 1.
 
     >>> recall(torch.tensor([1.0, 2, 3, 4]), torch.arange(100) / 25, 0.2)   # threshold 3.16
     tensor(25.)
@@ -43,13 +46,13 @@ def recall(positive: Tensor, negative: Tensor, false_positives: float = FALSE_PO
 
 
 def balanced_accuracy(positive: Tensor, negative: Tensor) -> Tensor:
-    """Mean of the shares right in either group, percent, with the threshold at 0.
+    """Mean of the two groups' accuracies in percent; scores above 0 are predicted as positive.
 
     >>> balanced_accuracy(torch.tensor([1.0, -1]), torch.tensor([-1.0, -2, -3]))
     tensor(75.)
     """
-    right = (positive > 0).double().mean(dim=-1) + (negative <= 0).double().mean(dim=-1)
-    return 50 * right.float()
+    correct = (positive > 0).double().mean(dim=-1) + (negative <= 0).double().mean(dim=-1)
+    return 50 * correct.float()
 
 
 def bootstrap(
@@ -59,9 +62,10 @@ def bootstrap(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> tuple[float, float]:
-    """95 % percentile interval of `statistic(*groups)`, every group [n_i] resampled by itself.
+    """95 % percentile interval of `statistic(*groups)`; each group [n_i, ...] is resampled alone.
 
-    It speaks of the draw of the images scored, not of how networks or classifiers were trained.
+    The interval covers the draw of the images that were scored. It does not cover the training of
+    the networks or classifiers.
     Source: Efron, "Bootstrap methods: another look at the jackknife", 1979.
 
     >>> bootstrap([torch.tensor([2.0, 2.0])], lambda x: x.mean(dim=-1))
@@ -69,7 +73,7 @@ def bootstrap(
     """
     generator = torch.Generator().manual_seed(seed)
     largest = max(group.numel() for group in groups)
-    at_once = max(1, min(resamples, _AT_ONCE // largest))
+    at_once = max(1, min(resamples, _SCORES_IN_MEMORY // largest))
     values = []
     for start in range(0, resamples, at_once):
         rows = min(at_once, resamples - start)
@@ -83,3 +87,26 @@ def bootstrap(
         )
     low, high = torch.cat(values).double().quantile(torch.tensor([0.025, 0.975]).double()).tolist()
     return low, high
+
+
+def mean_interval(values: Tensor, *, seed: int = 0) -> tuple[float, tuple[float, float]]:
+    """The mean of one number per image, [n], and its 95 % bootstrap interval."""
+    return values.mean().item(), bootstrap((values,), lambda v: v.mean(dim=-1), seed=seed)
+
+
+def wilson_interval(percent: float, count: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's score interval of a share of `count` images, in percent; 95 % by default.
+
+    NaN without images. Source: Wilson, "Probable inference, the law of succession, and statistical
+    inference", 1927.
+
+    >>> [round(bound, 1) for bound in wilson_interval(0.0, 1000)]
+    [0.0, 0.4]
+    """
+    if not count:
+        return math.nan, math.nan
+    p = percent / 100
+    centre = p + z * z / (2 * count)
+    spread = z * math.sqrt(p * (1 - p) / count + z * z / (4 * count * count))
+    scale = 100 / (1 + z * z / count)
+    return max(0.0, scale * (centre - spread)), min(100.0, scale * (centre + spread))

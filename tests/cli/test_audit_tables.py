@@ -1,16 +1,16 @@
-"""An audit as text: what is known, what is not, and every pair of networks once."""
+"""An audit as tables: what is known, what is not, and every pair of networks once."""
 
 import math
 
 from pbu_cli.audit.membership_inference import Advantage
 from pbu_cli.audit.relearning_attack import Relearning
-from pbu_cli.audit.run import Audited, Estimate
+from pbu_cli.audit.run import Estimate, NetworkAudit
 from pbu_cli.cli.audit_tables import audit_tables, cell
 
 
-def test_a_row_of_unknowns_stays_a_row_and_says_what_it_needs():
-    one = Audited("checkpoint", {"probe": Estimate(88.44, (87.0, 89.91))})
-    (table,) = audit_tables([one, Audited("retrained")], seed=3)
+def test_an_unknown_measure_is_a_row_and_the_caption_names_the_flag_it_needs() -> None:
+    one = NetworkAudit("checkpoint", {"probe": Estimate(88.44, (87.0, 89.91))})
+    (table,) = audit_tables([one, NetworkAudit("retrained")], seed=3)
     rows = {row[0]: row[1:] for row in table.rows}
     assert rows["probe, balanced (%)"] == ("88.4 [87.0,89.9]", "unknown")
     assert rows["odds AUC"] == ("unknown", "unknown")
@@ -18,15 +18,15 @@ def test_a_row_of_unknowns_stays_a_row_and_says_what_it_needs():
     assert table.captions[-1].startswith("unknown: needs --members or --retain or --retrained")
 
 
-def test_infinity_has_no_interval_and_nan_is_unknown():
+def test_an_infinite_value_has_no_interval_and_nan_is_unknown() -> None:
     assert cell(Estimate(-math.inf, (-math.inf, -math.inf)), 2) == "-inf"
     assert cell(Estimate(math.nan, (math.nan, math.nan)), 2) == "unknown"
 
 
-def test_curves_and_signals_stand_in_columns_of_their_networks():
+def test_curves_and_signals_are_in_the_columns_of_their_networks() -> None:
     relearnt = Relearning({0: 10.0, 5: 42.05}, 42.05, 40.0, 44.1, (39.0, 45.0), ("bias alone",))
     signals = {"loss": Advantage(0.1, (0.0, 0.2), 0.4)}
-    audits = [Audited("checkpoint", {}, relearnt, signals), Audited("retrained")]
+    audits = [NetworkAudit("checkpoint", {}, relearnt, signals), NetworkAudit("retrained")]
     _, curve, membership = audit_tables(audits, seed=0)
     assert curve.columns == ("k", "checkpoint", "retrained")
     assert curve.rows[:2] == [("0", "10.0", "unknown"), ("5", "42.0", "unknown")]
@@ -34,12 +34,12 @@ def test_curves_and_signals_stand_in_columns_of_their_networks():
     assert membership.rows == [("loss", "0.100 [0.000,0.200]", "unknown")]
 
 
-def test_two_networks_are_compared_once():
+def test_a_pair_of_networks_is_compared_once() -> None:
     alike = Estimate(0.5, (0.4, 0.6))
     audits = [
-        Audited("checkpoint", likeness={"layer1": {"original, forget": alike}}),
-        Audited("original", likeness={"layer1": {"retrained, forget": alike}}),
-        Audited("retrained", likeness={"layer1": {"original, forget": alike}, "layer2": {}}),
+        NetworkAudit("checkpoint", likeness={"layer1": {"original, forget": alike}}),
+        NetworkAudit("original", likeness={"layer1": {"retrained, forget": alike}}),
+        NetworkAudit("retrained", likeness={"layer1": {"original, forget": alike}, "layer2": {}}),
     ]
     table = audit_tables(audits, seed=0)[-1]
     assert table.columns == ("", "checkpoint - original, forget", "original - retrained, forget")
