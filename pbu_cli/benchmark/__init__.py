@@ -1,4 +1,3 @@
-"""Every method on every class and seed, from data sets and freshly trained networks to a table.
-
-No command but `benchmark` and `demo` uses anything of this folder.
+"""The benchmark: every method on every class and seed, from data sets and trained networks to a
+table, and the data of `pbu demo`. Only the commands `benchmark` and `demo` use this folder.
 """

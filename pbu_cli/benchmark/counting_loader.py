@@ -1,5 +1,8 @@
-"""Training images, handed out in batches and counted: what a method has seen is measured, not
-declared."""
+"""Training images in batches, with a count of the images handed out.
+
+The benchmark reports how many images a method reads. The loader counts them, so that the number
+does not depend on what a method says about itself.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,15 @@ from pbu_cli.settings import Preprocessing
 
 
 class CountingLoader:
-    """uint8 pixels [n, k, h, w] and labels [n] on the CPU, whose batches go to `device`.
+    """uint8 pixels [n, k, h, w] and int64 labels [n] on the CPU; batches are moved to `device`.
 
-    `seen` hears of every batch how many images it has.
+    count_images: called with the number of images in each batch before the batch is handed out.
 
-    >>> heard = []
+    >>> counts = []
     >>> pixels, labels = torch.zeros(5, 1, 1, 1, dtype=torch.uint8), torch.arange(5)
-    >>> feed = CountingLoader(pixels, labels, Preprocessing((1, 1), (0.0,), (1.0,)), seen=heard.append)
-    >>> [y.tolist() for _, y in feed.batches(2)], heard
+    >>> unit = Preprocessing((1, 1), (0.0,), (1.0,))
+    >>> loader = CountingLoader(pixels, labels, unit, count_images=counts.append)
+    >>> [y.tolist() for _, y in loader.batches(2)], counts
     ([[0, 1], [2, 3], [4]], [2, 2, 1])
     """
 
@@ -30,52 +34,61 @@ class CountingLoader:
         labels: Tensor,
         preprocessing: Preprocessing,
         device: torch.device | str = "cpu",
-        seen: Callable[[int], None] = lambda images: None,
+        count_images: Callable[[int], None] = lambda images: None,
     ) -> None:
         self.pixels, self.labels = pixels, labels
-        self.preprocessing, self.device, self.seen = preprocessing, torch.device(device), seen
+        self.preprocessing, self.device = preprocessing, torch.device(device)
+        self.count_images = count_images
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def chosen(self, index: Tensor) -> CountingLoader:
-        """Some of the images, by index or mask, counted in the same place."""
+    def subset(self, index: Tensor) -> CountingLoader:
+        """The images at these indices or under this mask, with the same counter."""
         return CountingLoader(
-            self.pixels[index], self.labels[index], self.preprocessing, self.device, self.seen
+            self.pixels[index],
+            self.labels[index],
+            self.preprocessing,
+            self.device,
+            self.count_images,
         )
 
-    def rounds(self, size: int, *, full: bool = False) -> int:
-        """How many batches `shuffled` makes of an epoch.
+    def batches_per_epoch(self, size: int, *, drop_last: bool = False) -> int:
+        """How many batches `shuffled` yields.
 
-        An image that would be alone in its batch is left out: BatchNorm in training mode has no
-        variance of it. With `full` every smaller batch is, unless it is the only one: BatchNorm's
-        running statistics would be those of the few images that happened to come last.
+        A last batch of one image is always dropped, because BatchNorm in training mode cannot
+        compute a variance from one image. With `drop_last` every incomplete batch is dropped,
+        unless it is the only batch: BatchNorm's running statistics would otherwise depend on the
+        few images that happen to come last.
         """
         rest = len(self) % size
-        return len(self) // size + (rest > 1 and not (full and len(self) > size))
+        return len(self) // size + (rest > 1 and not (drop_last and len(self) > size))
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Normalised inputs and labels, once through, in order."""
+        """One pass over all images in order, as (normalised inputs, labels)."""
         if not len(self):
             return
         for inputs, labels in batches(
             self.pixels, self.labels, self.preprocessing, size, self.device
         ):
-            self.seen(len(labels))
+            self.count_images(len(labels))
             yield inputs, labels
 
     def shuffled(
         self,
         size: int,
         generator: torch.Generator,
-        varied: Callable[[Tensor], Tensor] = lambda pixels: pixels,
+        transform: Callable[[Tensor], Tensor] = lambda pixels: pixels,
         *,
-        full: bool = False,
+        drop_last: bool = False,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """One epoch in an order drawn from `generator`, as many batches as `rounds` says; pixels
-        `varied` before they are normalised."""
+        """One epoch of `batches_per_epoch` batches, in an order drawn from `generator`.
+
+        transform: applied to the uint8 pixels of each batch before they are normalised.
+        """
         order = torch.randperm(len(self), generator=generator)
-        for index in order.split(size)[: self.rounds(size, full=full)]:
-            pixels = varied(self.pixels[index]).to(self.device)
-            self.seen(len(index))
+        count = self.batches_per_epoch(size, drop_last=drop_last)
+        for index in order.split(size)[:count]:
+            pixels = transform(self.pixels[index]).to(self.device)
+            self.count_images(len(index))
             yield normalise(pixels, self.preprocessing), self.labels[index].to(self.device)

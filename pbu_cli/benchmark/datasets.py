@@ -1,7 +1,7 @@
-"""Data sets with a training and a test split -> uint8 pixels and labels, all in memory.
+"""Data sets with a training and a test split, as uint8 pixels and labels in memory.
 
-MNIST, CIFAR-10, CIFAR-100 and Food-101 through torchvision's own classes, and any folder with
-`train/<class>/` and `test/<class>/`. Nothing is downloaded unless it is asked for.
+MNIST, CIFAR-10, CIFAR-100 and Food-101 are read by torchvision's own classes. Any folder with
+`train/<class>/` and `test/<class>/` is a data set too. Nothing is downloaded unless asked for.
 """
 
 from __future__ import annotations
@@ -24,10 +24,16 @@ from pbu_cli.data.image_folders import Group, list_groups, split_by_subfolder
 from pbu_cli.errors import ImageError, printable
 from pbu_cli.settings import NORMALISATIONS, Preprocessing
 
-FOOD_SIZE = 224
-USUAL = {"mnist": "MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "food101": "ImageNet"}
+LARGE_SIDE = 224  # pixels, for images that have no common size of their own
+KNOWN_NORMALISATION = {
+    "mnist": "MNIST",
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "food101": "ImageNet",
+}
 
-Heard = Callable[[str, int], None]  # the split, images so far
+Size = tuple[int, int]  # height and width in pixels
+Progress = Callable[[str, int], None]  # gets the name of the split and the images read so far
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """name: in small letters; classes: their names, by label."""
+    """name: in lower case. classes: the names of the classes, by label."""
 
     name: str
     classes: tuple[str, ...]
@@ -49,7 +55,7 @@ class Dataset:
     preprocessing: Preprocessing
 
     def digest(self) -> str:
-        """sha256 of everything in it: pixels, labels, normalisation."""
+        """sha256 of the whole data set: its name, classes, normalisation, pixels and labels."""
         total = hashlib.sha256(repr((self.name, self.classes, self.preprocessing)).encode())
         for split in (self.train, self.test):
             total.update(repr(tuple(split.pixels.shape)).encode())
@@ -58,41 +64,45 @@ class Dataset:
         return total.hexdigest()
 
 
-def load(
+def load_dataset(
     name: str,
     root: Path,
     *,
-    size: tuple[int, int] | None = None,
+    size: Size | None = None,
     per_class: int | None = None,
     download: bool = False,
-    heard: Heard = lambda what, images: None,
+    progress: Progress = lambda split, images: None,
 ) -> Dataset:
-    """A data set by name, or `folder`, below `root`; images at `size`, else at their own.
+    """The data set `name` below `root`; with the name `folder`, the one that `root` itself holds.
 
-    per_class: of each class only the first so many images, in either split: for trials. A folder
-    is called by its own name, and normalised and trained as the data set of that name.
+    size: images are resized to it; None keeps their own size. per_class: read only the first
+    images of each class, this many in each split, for trials. A folder takes its own name as the
+    name of the data set, and is normalised and trained like the known data set of that name.
+    Raises ImageError where the data set is missing or its splits have different classes.
     """
-    read = _READERS.get(name)
-    if read is None:
-        called, classes, splits = _folder(root, size, per_class, heard)
+    reader = _READERS.get(name)
+    if reader is None:
+        name, classes, splits = _read_folder(root, size, per_class, progress)
     else:
         try:
-            classes, splits = read(root, download, size, heard)
+            classes, splits = reader(root, download, size, progress)
         except RuntimeError as error:
             raise ImageError(
-                f"{printable(root)}: no {name} as torchvision lays it out"
+                f"{printable(root)}: holds no {name} in the layout of torchvision"
                 f" ({printable(error)[:120]}); pass --data-root, or --download to fetch it"
             ) from None
-        called = name
     if per_class is not None:
-        splits = [_capped(split, per_class) for split in splits]
+        splits = [_first_of_each_class(split, per_class) for split in splits]
     train, test = splits
-    data = Dataset(called, classes, train, test, _preprocessing(called, train.pixels))
+    data = Dataset(name, classes, train, test, _preprocessing(name, train.pixels))
     return data if size is None else resized(data, size)
 
 
-def resized(data: Dataset, size: tuple[int, int]) -> Dataset:
-    """The same with images of this size, bilinear and antialiased; normalised as before."""
+def resized(data: Dataset, size: Size) -> Dataset:
+    """The same data set with images of this size, bilinear and antialiased.
+
+    The normalisation stays: it is not measured again on the resized images.
+    """
     if data.preprocessing.size == size:
         return data
     train, test = (
@@ -103,13 +113,13 @@ def resized(data: Dataset, size: tuple[int, int]) -> Dataset:
     )
 
 
-def _capped(split: Split, per_class: int) -> Split:
-    keep = torch.cat([torch.where(split.labels == c)[0][:per_class] for c in split.labels.unique()])
+def _first_of_each_class(split: Split, count: int) -> Split:
+    keep = torch.cat([torch.where(split.labels == c)[0][:count] for c in split.labels.unique()])
     keep = keep.sort().values
     return Split(split.pixels[keep], split.labels[keep])
 
 
-def _resized(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+def _resized(pixels: Tensor, size: Size) -> Tensor:
     from torchvision.transforms.v2.functional import resize
 
     chunks = [resize(chunk, list(size), antialias=True) for chunk in pixels.split(1024)]
@@ -117,29 +127,31 @@ def _resized(pixels: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _preprocessing(name: str, pixels: Tensor) -> Preprocessing:
-    """The data set's usual normalisation; else the mean and std of its training pixels."""
+    """The known normalisation of the data set, or else the mean and std of its training pixels."""
     channels, size = pixels.shape[1], (pixels.shape[2], pixels.shape[3])
-    if name in USUAL:
-        mean, std = (values[:channels] for values in NORMALISATIONS[USUAL[name]])
+    if name in KNOWN_NORMALISATION:
+        mean, std = (values[:channels] for values in NORMALISATIONS[KNOWN_NORMALISATION[name]])
         return Preprocessing(size, mean, std)
-    first = total = torch.zeros(channels, dtype=torch.float64)
+    total = squares = torch.zeros(channels, dtype=torch.float64)
     for chunk in pixels.split(1024):
         values = chunk.double().div_(255).movedim(1, 0).flatten(1)
-        first, total = first + values.sum(1), total + values.square().sum(1)
+        total, squares = total + values.sum(1), squares + values.square().sum(1)
     count = pixels.numel() // channels
-    mean_ = first / count
-    spread = (total / count - mean_.square()).sqrt().clamp_min(1 / 255)
+    means = total / count
+    deviations = (squares / count - means.square()).sqrt().clamp_min(1 / 255)
     return Preprocessing(
         size,
-        tuple(round(v, 4) for v in mean_.tolist()),
-        tuple(round(v, 4) for v in spread.tolist()),
+        tuple(round(v, 4) for v in means.tolist()),
+        tuple(round(v, 4) for v in deviations.tolist()),
     )
 
 
-Read = tuple[tuple[str, ...], list[Split]]
+ClassesAndSplits = tuple[tuple[str, ...], list[Split]]
 
 
-def _mnist(root: Path, download: bool, size: tuple[int, int] | None, heard: Heard) -> Read:
+def _read_mnist(
+    root: Path, download: bool, size: Size | None, progress: Progress
+) -> ClassesAndSplits:
     from torchvision.datasets import MNIST
 
     found = [MNIST(str(root), train=train, download=download) for train in (True, False)]
@@ -147,27 +159,31 @@ def _mnist(root: Path, download: bool, size: tuple[int, int] | None, heard: Hear
     return tuple(map(str, range(10))), splits
 
 
-def _cifar(number: int) -> Any:
-    def read(root: Path, download: bool, size: tuple[int, int] | None, heard: Heard) -> Read:
-        import torchvision.datasets
+def _read_cifar(
+    number: int, root: Path, download: bool, size: Size | None, progress: Progress
+) -> ClassesAndSplits:
+    import torchvision.datasets
 
-        kind = getattr(torchvision.datasets, f"CIFAR{number}")
-        found = [kind(str(root), train=train, download=download) for train in (True, False)]
-        splits = [
-            Split(torch.from_numpy(data.data).movedim(-1, 1).contiguous(), _long(data.targets))
-            for data in found
-        ]
-        return tuple(found[0].classes), splits
+    cifar = getattr(torchvision.datasets, f"CIFAR{number}")
+    found = [cifar(str(root), train=train, download=download) for train in (True, False)]
+    splits = [
+        Split(
+            torch.from_numpy(data.data).movedim(-1, 1).contiguous(),
+            torch.tensor(data.targets, dtype=torch.long),
+        )
+        for data in found
+    ]
+    return tuple(found[0].classes), splits
 
-    return read
 
-
-def _food101(root: Path, download: bool, size: tuple[int, int] | None, heard: Heard) -> Read:
+def _read_food101(
+    root: Path, download: bool, size: Size | None, progress: Progress
+) -> ClassesAndSplits:
+    """Food-101; its images differ in size, so each is resized and cropped to a square when read."""
     from torchvision.datasets import Food101
-    from torchvision.transforms.v2.functional import center_crop
-    from torchvision.transforms.v2.functional import resize as resized
+    from torchvision.transforms.v2.functional import center_crop, resize
 
-    side = FOOD_SIZE if size is None else min(size)
+    side = LARGE_SIDE if size is None else min(size)
     splits = []
     for which in ("train", "test"):
         data = Food101(str(root), split=which, download=download)
@@ -176,47 +192,45 @@ def _food101(root: Path, download: bool, size: tuple[int, int] | None, heard: He
         for index in range(len(data)):
             image, labels[index] = data[index]
             assert isinstance(image, Image.Image)
-            small = center_crop(resized(image.convert("RGB"), [side]), [side, side])
-            pixels[index] = torch.from_numpy(np.array(small)).movedim(-1, 0)
-            heard(which, index + 1)
+            square = center_crop(resize(image.convert("RGB"), [side]), [side, side])
+            pixels[index] = torch.from_numpy(np.array(square)).movedim(-1, 0)
+            progress(which, index + 1)
         splits.append(Split(pixels, labels))
     return tuple(data.classes), splits
 
 
 _READERS: dict[str, Any] = {
-    "mnist": _mnist,
-    "cifar10": _cifar(10),
-    "cifar100": _cifar(100),
-    "food101": _food101,
+    "mnist": _read_mnist,
+    "cifar10": partial(_read_cifar, 10),
+    "cifar100": partial(_read_cifar, 100),
+    "food101": _read_food101,
 }
 
 
-def _long(targets: list[int]) -> Tensor:
-    return torch.tensor(targets, dtype=torch.long)
-
-
-def _folder(
-    root: Path, size: tuple[int, int] | None, per_class: int | None, heard: Heard
+def _read_folder(
+    root: Path, size: Size | None, per_class: int | None, progress: Progress
 ) -> tuple[str, tuple[str, ...], list[Split]]:
+    """The name of the folder in lower case, its classes, and its two splits."""
     groups = {which: _class_folders(root / which) for which in ("train", "test")}
     classes = [group.name for group in groups["train"]]
     if [group.name for group in groups["test"]] != classes or len(classes) < 2:
         raise ImageError(
-            f"{printable(root)}: {len(classes)} class folders in train, {len(groups['test'])} in"
-            " test; expected the same two or more in both"
+            f"{printable(root)}: found {len(classes)} class folders in train and"
+            f" {len(groups['test'])} in test; expected the same two or more in both: add or rename"
+            " the class folders"
         )
-    size = size or common_size(groups["train"]) or (FOOD_SIZE, FOOD_SIZE)
+    size = size or common_size(groups["train"]) or (LARGE_SIDE, LARGE_SIDE)
     channels = channels_of(groups["train"][0].paths[0])
     splits = []
-    for which, some in groups.items():
-        few = [replace(group, paths=group.paths[:per_class]) for group in some]
-        images = decode(few, channels=channels, size=size, progress=partial(heard, which))
+    for which, class_folders in groups.items():
+        chosen = [replace(group, paths=group.paths[:per_class]) for group in class_folders]
+        images = decode(chosen, channels=channels, size=size, progress=partial(progress, which))
         splits.append(Split(images.pixels, images.group))
     return (root.name or root.resolve().name).lower(), tuple(classes), splits
 
 
 def _class_folders(folder: Path) -> tuple[Group, ...]:
-    """The class folders by name, numbers by value."""
+    """The class folders in the order of their names, or of their numbers if all are numbers."""
     groups = split_by_subfolder(list_groups([str(folder)])[0])
     if all(group.name.isdecimal() for group in groups):
         return tuple(sorted(groups, key=lambda group: int(group.name)))

@@ -1,5 +1,7 @@
-"""The embedded default: real handwritten digits that come with scikit-learn and a ResNet-18
-trained on them here, written as the files that the three commands work on.
+"""The data and the network of `pbu demo`: handwritten digits and a ResNet-18 trained on them.
+
+The digits come with scikit-learn, so that the demo needs no download. They are written as PNG
+files and the network as a checkpoint; the demo's three commands read these files.
 
 Source of the images: Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI
 Machine Learning Repository, 1998; 1,797 images of 8x8 pixels in 17 grey levels.
@@ -13,28 +15,28 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from pbu_cli.data.preprocessing import normalise
+from pbu_cli.benchmark.counting_loader import CountingLoader
+from pbu_cli.benchmark.training import Recipe, train
 from pbu_cli.io.atomic_files import exclusive_output
 from pbu_cli.io.safetensors_format import write
 from pbu_cli.models.build import build
 from pbu_cli.models.registry import Architecture
 from pbu_cli.settings import Preprocessing
 
-FORGOTTEN = 8
-TEST_EVERY = 4  # every fourth image is kept for testing
-EPOCHS, BATCH, RATE = 6, 32, 0.03
+FORGET_CLASS = 8
+TEST_EVERY = 4  # every fourth image is a test image
+RECIPE = Recipe(epochs=6, rate=0.03, batch_size=32)
 ARCHITECTURE = Architecture("resnet18", num_classes=10, in_channels=1, small_stem=True)
 PREPROCESSING = Preprocessing((8, 8), (0.5,), (0.5,))
 
 
 @dataclass(frozen=True)
 class DemoFiles:
-    """What the demo wrote: a checkpoint, and folders of PNGs by class."""
+    """The paths that the demo writes: a checkpoint, and two folders with a subfolder per class."""
 
     checkpoint: Path
     train: Path
@@ -42,57 +44,63 @@ class DemoFiles:
 
 
 def write_digits(folder: Path) -> DemoFiles:
-    """Write the digits as `train/<digit>/*.png` and `test/<digit>/*.png` below `folder`."""
+    """Write the digits as `train/<digit>/*.png` and `test/<digit>/*.png` below `folder`.
+
+    The checkpoint at the returned path is not written here; see `write_checkpoint`.
+    """
     digits = load_digits()
     files = DemoFiles(folder / "digits.safetensors", folder / "train", folder / "test")
     for number, (image, label) in enumerate(zip(digits.images, digits.target, strict=True)):
-        place = (files.train if number % TEST_EVERY else files.test) / str(label)
-        place.mkdir(parents=True, exist_ok=True)
+        class_folder = (files.train if number % TEST_EVERY else files.test) / str(label)
+        class_folder.mkdir(parents=True, exist_ok=True)
         grey = np.round(image * (255 / 16)).astype(np.uint8)
-        Image.fromarray(grey).save(place / f"{number:04d}.png")
+        Image.fromarray(grey).save(class_folder / f"{number:04d}.png")
     return files
 
 
-def train(
+def train_digits(
     pixels: Tensor,
     labels: Tensor,
     device: torch.device,
     *,
     seed: int = 0,
-    done: Callable[[int], None] = lambda step: None,
+    on_step: Callable[[int], None] = lambda step: None,
 ) -> nn.Module:
-    """A ResNet-18 trained on uint8 [n, 1, 8, 8] and labels [n]; `done` hears of every step."""
+    """A ResNet-18 trained on uint8 [n, 1, 8, 8] and labels [n], in eval mode.
+
+    on_step: called with the number of steps done, of `total_steps(n)`.
+    """
     torch.manual_seed(seed)
     network = build(ARCHITECTURE)
-    for module in network.modules():  # `build` leaves weights uninitialised
+    for module in network.modules():  # `build` leaves the weights uninitialised
         if isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
             module.reset_parameters()
     network.to(device)
-    inputs, labels = normalise(pixels.to(device), PREPROCESSING), labels.to(device)
-    steps = total_steps(len(pixels))
-    optimiser = torch.optim.SGD(
-        network.parameters(), RATE, momentum=0.9, weight_decay=5e-4, nesterov=True
+    # README and tests quote figures of exactly this network. The order of the images goes on from
+    # the generator that drew the weights, and so few images are all used in every epoch.
+    train(
+        network,
+        CountingLoader(pixels, labels, PREPROCESSING, device),
+        RECIPE,
+        generator=torch.default_generator,
+        drop_last=False,
+        memory_format=torch.contiguous_format,
+        on_step=on_step,
     )
-    rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=steps)
-    step = 0
-    network.train()
-    for _ in range(EPOCHS):
-        for index in torch.randperm(len(pixels)).to(device).split(BATCH):
-            optimiser.zero_grad()
-            F.cross_entropy(network(inputs[index]), labels[index]).backward()
-            optimiser.step()
-            rate.step()
-            step += 1
-            done(step)
-    return network.eval()
+    return network
 
 
 def total_steps(images: int) -> int:
-    """How many batches `train` takes."""
-    return EPOCHS * -(-images // BATCH)
+    """How many steps `train_digits` takes on so many images; it drops a last batch of one image.
+
+    >>> total_steps(64), total_steps(65), total_steps(66)
+    (12, 12, 18)
+    """
+    full, rest = divmod(images, RECIPE.batch_size)
+    return RECIPE.epochs * (full + (rest > 1))
 
 
 def write_checkpoint(network: nn.Module, path: Path) -> None:
-    """The trained weights as a plain safetensors file, without a word on what they are."""
+    """Write the weights as a plain safetensors file, with no metadata about the architecture."""
     with exclusive_output(path, force=True):
         write(path, dict(network.state_dict()), {"format": "pt"})

@@ -1,7 +1,8 @@
-"""The grid: every method on every class of every seed, from the same originals, resumable.
+"""Run the grid: every method on every class of every seed, from the same originals.
 
-A cell that is on disk is not computed again. The original of a seed is trained once by the stated
-recipe and kept beside the cells, in a folder named by a digest of everything that it depends on.
+An interrupted run can be resumed: a cell that is on disk is not computed again. The original of a
+seed is trained once and kept beside the cells, in a folder whose name digests everything that the
+results depend on.
 """
 
 from __future__ import annotations
@@ -16,146 +17,159 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pbu_cli.benchmark import result_store as cells
+from pbu_cli.benchmark import result_store
 from pbu_cli.benchmark.counting_loader import CountingLoader
 from pbu_cli.benchmark.datasets import Dataset
 from pbu_cli.benchmark.methods import find
-from pbu_cli.benchmark.methods.task import Method, Task
-from pbu_cli.benchmark.originals import described, make_folder, original, settle
+from pbu_cli.benchmark.methods.task import Method, Result, Task
+from pbu_cli.benchmark.originals import checkpoint_metadata, load_or_train, make_folder, wait_for
 from pbu_cli.benchmark.protocol import ORIGINAL, BenchmarkPlan
-from pbu_cli.benchmark.result_store import Cell, Outcome
+from pbu_cli.benchmark.result_store import Cell, Outcome, cell_name
+from pbu_cli.data.preprocessing import image_logits
 from pbu_cli.errors import PbuError
 from pbu_cli.evaluation import metrics
 from pbu_cli.evaluation.statistics import auc
 from pbu_cli.io.atomic_files import exclusive_output
 from pbu_cli.io.safetensors_format import write
-from pbu_cli.models.inference import logits
 from pbu_cli.unlearning.objective import log_odds
 
+CountImages = Callable[[int], None]
 
-def run(
-    plan: BenchmarkPlan, seen: Callable[[int], None] = lambda images: None
+
+def run_grid(
+    plan: BenchmarkPlan, count_images: CountImages = lambda images: None
 ) -> Iterator[tuple[Cell, bool]]:
-    """Every cell in the order of the grid, and whether it was on disk already.
+    """Yield every cell in the order of the grid, and whether it was on disk already.
 
-    `seen` hears of the training images as they are worked through. Raises PbuError where another
-    run works on the same folder.
+    count_images: called with the number of images in each batch that training and the methods
+    read. Raises PbuError where another run works on the same folder, and where a method fails;
+    the cells that were yielded before stay on disk.
     """
     folder = make_folder(plan.folder())
     with exclusive_output(folder / "grid", force=True):
-        for stray in folder.glob(".*.tmp"):  # of a run that was killed
+        for partial in folder.glob(".*.tmp"):  # left by a run that was killed
             with suppress(OSError):
-                stray.unlink()
-        yield from _cells(plan, folder, seen)
+                partial.unlink()
+        yield from _cells(plan, folder, count_images)
 
 
 def _cells(
-    plan: BenchmarkPlan, folder: Path, seen: Callable[[int], None]
+    plan: BenchmarkPlan, folder: Path, count_images: CountImages
 ) -> Iterator[tuple[Cell, bool]]:
     @cache
-    def trained(seed: int) -> tuple[nn.Module, Outcome]:
-        return original(plan, seed, seen)
+    def original(seed: int) -> tuple[nn.Module, Outcome]:
+        return load_or_train(plan, seed, count_images)
 
     for seed, label, name in plan.grid():
         method = None if name == ORIGINAL else find(name)
         settings = asdict(plan.recipe) if method is None else method.settings
-        found = cells.read(folder, f"seed{seed}-class{label}-{name}", settings)
-        if found is not None:
-            yield found, True
+        stored = result_store.read(folder, cell_name(seed, label, name), settings)
+        if stored is not None:
+            yield stored, True
             continue
-        network, training = trained(seed)
+        network, training = original(seed)
         if method is None:
-            measured = Outcome(
-                "", measures(network, plan.dataset, label), training.seconds, training.images
-            )
-            cell = Cell(seed, label, name, "both", settings, (measured,))
+            found = measure_network(network, plan.dataset, label)
+            outcome = Outcome("", found, training.seconds, training.images)
+            cell = Cell(seed, label, name, "both", settings, (outcome,))
         else:
             try:
-                cell = work(plan, network, method, seed, label, seen)
+                cell = run_method(plan, network, method, seed, label, count_images)
             except PbuError as error:
                 raise type(error)(
-                    f"seed {seed}, class {label}, {name}: {error}; the cells before it are kept:"
-                    " leave the method out with --methods, or mend this and run again"
+                    f"seed {seed}, class {label}, {name}: {error}; the cells before this one are"
+                    " kept: leave the method out with --methods, or correct the cause and run again"
                 ) from error
-        cells.write(folder, cell)
+        result_store.write(folder, cell)
         yield cell, False
 
 
-def work(
-    plan: BenchmarkPlan, network: nn.Module, method: Method, seed: int, label: int,
-    seen: Callable[[int], None],
+def run_method(
+    plan: BenchmarkPlan, original: nn.Module, method: Method, seed: int, label: int,
+    count_images: CountImages,
 ) -> Cell:  # fmt: skip
-    """One method on one class: stopwatch while it works, measured while it waits."""
+    """One method on one class.
+
+    The stopwatch runs only while the method computes its next result. While the method waits, its
+    result is measured and, if the plan asks for it, written.
+    """
     images = 0
 
-    def count(handed: int) -> None:
+    def count(handed_out: int) -> None:
         nonlocal images
-        images += handed
-        seen(handed)
+        images += handed_out
+        count_images(handed_out)
 
-    task = _task(plan, network, method, seed, label, count)
+    task = make_task(plan, original, method, seed, label, count)
     torch.manual_seed(seed)
     outcomes = []
     results, seconds = method.unlearn(task), 0.0
     while True:
         start = time.perf_counter()
         result = next(results, None)
-        settle(plan.device)
+        wait_for(plan.device)
         seconds += time.perf_counter() - start
         if result is None:
             break
-        found = measures(result.network, plan.dataset, label, result.inside)
+        found = measure_network(result.network, plan.dataset, label, result.unmasked)
         outcomes.append(Outcome(result.stage, found, seconds, images))
-        if plan.keep and method.reads != "nothing":  # such a one has no weights of its own
-            stage = result.stage.replace(" ", "")
-            name = "-".join(filter(None, (f"seed{seed}-class{label}-{method.name}", stage)))
-            state = dict(result.network.state_dict())
-            write(plan.folder() / f"{name}.safetensors", state, described(plan))
+        # A method that reads nothing only masks the original and has no weights of its own.
+        if plan.keep_networks and method.reads != "nothing":
+            _write_network(plan, cell_name(seed, label, method.name), result)
     return Cell(seed, label, method.name, method.reads, method.settings, tuple(outcomes))
 
 
-def measures(
-    network: nn.Module, dataset: Dataset, label: int, inside: nn.Module | None = None
-) -> dict[str, float]:
-    """What is measured of a network on the test split; measures by name.
+def _write_network(plan: BenchmarkPlan, name: str, result: Result) -> None:
+    name = "-".join(filter(None, (name, result.stage.replace(" ", ""))))
+    tensors = dict(result.network.state_dict())
+    write(plan.folder() / f"{name}.safetensors", tensors, checkpoint_metadata(plan))
 
-    a_df, a_dr: percent. odds_auc: how well the class's log odds tell its images from the others,
-    0.5 for not at all; under a mask, of what is `inside`. The one place for more of them: each is
-    kept with its cell, averaged over the seeds and shown.
+
+def measure_network(
+    network: nn.Module, dataset: Dataset, label: int, unmasked: nn.Module | None = None
+) -> dict[str, float]:
+    """The measures of a network on the test split, by name.
+
+    a_df, a_dr: accuracy on the forget class and on the others, in percent. odds_auc: the AUC with
+    which the class's log odds separate its images from the others; 0.5 is chance. Where the
+    network is masked, the log odds are those of `unmasked`.
+
+    To add a measure, add a key here: every key is stored with its cell, averaged over the seeds
+    and shown in the table.
     """
-    test, gone = dataset.test, dataset.test.labels == label
-    found = logits(network, test.pixels, dataset.preprocessing).cpu()
-    answers = found.argmax(1)
-    if inside is not None:
-        found = logits(inside, test.pixels, dataset.preprocessing).cpu()
-    odds = log_odds(found, torch.arange(found.shape[1]) == label)
+    test, is_forget = dataset.test, dataset.test.labels == label
+    z = image_logits(network, test.pixels, dataset.preprocessing).cpu()
+    predictions = z.argmax(1)
+    if unmasked is not None:
+        z = image_logits(unmasked, test.pixels, dataset.preprocessing).cpu()
+    odds = log_odds(z, torch.arange(z.shape[1]) == label)
     return {
-        "a_df": metrics.accuracy(answers[gone], test.labels[gone]),
-        "a_dr": metrics.accuracy(answers[~gone], test.labels[~gone]),
-        "odds_auc": float(auc(odds[gone], odds[~gone])),
+        "a_df": metrics.accuracy(predictions[is_forget], test.labels[is_forget]),
+        "a_dr": metrics.accuracy(predictions[~is_forget], test.labels[~is_forget]),
+        "odds_auc": float(auc(odds[is_forget], odds[~is_forget])),
     }
 
 
-def _task(
-    plan: BenchmarkPlan, network: nn.Module, method: Method, seed: int, label: int,
-    count: Callable[[int], None],
+def make_task(
+    plan: BenchmarkPlan, original: nn.Module, method: Method, seed: int, label: int,
+    count_images: CountImages,
 ) -> Task:  # fmt: skip
-    """A method is handed the images that it says it reads, and no others."""
+    """The task for a method, with the training images that it says it reads and no others."""
     split = plan.dataset.train
-    everything = CountingLoader(
-        split.pixels, split.labels, plan.dataset.preprocessing, plan.device, count
+    loader = CountingLoader(
+        split.pixels, split.labels, plan.dataset.preprocessing, plan.device, count_images
     )
-    gone = split.labels == label
-    nothing = torch.zeros_like(gone)
+    is_forget = split.labels == label
+    none = torch.zeros_like(is_forget)
     return Task(
-        network,
-        plan.candidate.fresh,
+        original,
+        plan.network.build_untrained,
         label,
         len(plan.dataset.classes),
-        everything.chosen(gone if method.reads in ("forget", "both") else nothing),
-        everything.chosen(~gone if method.reads in ("retained", "both") else nothing),
+        loader.subset(is_forget if method.reads in ("forget", "both") else none),
+        loader.subset(~is_forget if method.reads in ("retained", "both") else none),
         plan.recipe,
         seed,
-        plan.candidate.arch,
-        described(plan),
+        plan.network.arch,
+        checkpoint_metadata(plan),
     )

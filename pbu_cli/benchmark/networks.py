@@ -1,4 +1,4 @@
-"""The architecture of a benchmark: fresh networks that fit a data set's images and classes."""
+"""The network of a benchmark: untrained networks that fit a data set's images and classes."""
 
 from __future__ import annotations
 
@@ -11,32 +11,33 @@ import torch
 from torch import nn
 
 from pbu_cli.errors import InvalidUsage, PbuError, printable
-from pbu_cli.models.build import initialised
-from pbu_cli.models.load import own_module
+from pbu_cli.models.build import initialised, user_module
 from pbu_cli.models.registry import RESNETS, Architecture, registry
 
-LARGEST_SMALL = 64  # pixels: up to here a colour image loses too much in a stride of 4
-SIZES = (32, 64, 224)  # tried in turn where a network has no place for the images' own size
+SMALL_STEM_UP_TO = 64  # pixels; a stride of 4 in the stem loses too much of smaller colour images
+LARGER_SIZES = (32, 64, 224)  # tried in this order for a network that fails on smaller images
 
 
 @dataclass(frozen=True)
 class BenchmarkNetwork:
-    """name: what the table calls it. fresh: an untrained network, its weights drawn by a seed.
+    """An architecture for one data set.
 
-    arch: `--arch`, for a module of the user's own, and `builder` torchvision's name, for others.
-    size: what its images have to have. shown: it in words. digest: what tells it from others.
+    name: as the table shows it. build_untrained: returns a new network in eval mode, its weights
+    drawn by the seed. size: the image size that it takes. description: for the user to read.
+    identity: differs between different networks; it is digested into the results folder's name.
+    arch: the value of `--arch` for the user's own module. builder: torchvision's name for others.
     """
 
     name: str
-    fresh: Callable[[int], nn.Module]
+    build_untrained: Callable[[int], nn.Module]
     size: tuple[int, int]
-    shown: str
-    digest: str
+    description: str
+    identity: str
     arch: str | None = None
     builder: str | None = None
 
 
-def choose(
+def choose_network(
     model: str,
     arch: str | None,
     num_classes: int,
@@ -44,47 +45,52 @@ def choose(
     size: tuple[int, int],
     *,
     stem: str = "auto",
-    fixed: bool = False,
+    fixed_size: bool = False,
 ) -> BenchmarkNetwork:
-    """A torchvision classifier by name, or the user's own, for images of this shape.
+    """A torchvision classifier by name, or the user's own module, for images of this shape.
 
-    stem: `small` is 3x3 at stride 1 without max-pool, `usual` the 7x7 at stride 2; `auto` gives
-    ResNets the small one for colour images of at most 64 pixels. Unless the size is `fixed` by the
-    user, the next of SIZES is taken where the network cannot take images so small.
+    stem: `small` is a 3x3 convolution at stride 1 without max-pool, `usual` the 7x7 at stride 2;
+    `auto` gives ResNets the small one for colour images of at most 64 pixels. fixed_size: use
+    exactly `size`. Otherwise, where the network fails on such images, the larger ones of
+    LARGER_SIZES are tried. Raises InvalidUsage for an unknown name, a stem that the network does
+    not have, and a network that fails on the images or gives other than one logit per class.
     """
     if arch is not None and ":" in arch:
-        candidate = _own(arch, size)
-        _check(candidate, num_classes, channels, size)
-        return candidate
+        network = _own_network(arch, size)
+        _check(network, num_classes, channels, size)
+        return network
     name = arch or model
     if name not in registry():
         raise InvalidUsage(
             f"--model {printable(name)}: expected a torchvision classifier such as resnet34, or"
             " --arch FILE.py:FUNCTION"
         )
-    small = stem == "small" or (stem == "auto" and channels == 3 and max(size) <= LARGEST_SMALL)
     if stem == "small" and not name.startswith(RESNETS):
-        raise InvalidUsage(f"--stem small: only ResNets have one, {name} has not")
+        raise InvalidUsage(
+            f"--stem small: only ResNets have a small stem, {name} does not; leave --stem out"
+        )
+    small = stem == "small" or (stem == "auto" and channels == 3 and max(size) <= SMALL_STEM_UP_TO)
     small = small and name.startswith(RESNETS)
-    larger = [] if fixed else [(s, s) for s in SIZES if s > max(size)]
-    for tried in (size, *larger):
-        candidate = _torchvision(name, num_classes, channels, tried, small)
+    larger = [] if fixed_size else [(side, side) for side in LARGER_SIZES if side > max(size)]
+    sizes = (size, *larger)
+    for tried in sizes:
+        network = _torchvision_network(name, num_classes, channels, tried, small)
         try:
-            _check(candidate, num_classes, channels, tried)
+            _check(network, num_classes, channels, tried)
         except PbuError:
-            if tried == (size, *larger)[-1]:
+            if tried == sizes[-1]:
                 raise
             continue
-        return candidate
+        return network
     raise AssertionError("the last size returns or raises")
 
 
-def _torchvision(
-    name: str, num_classes: int, channels: int, size: tuple[int, int], small: bool
+def _torchvision_network(
+    name: str, num_classes: int, channels: int, size: tuple[int, int], small_stem: bool
 ) -> BenchmarkNetwork:
-    one_size = size[0] if name.startswith(("vit", "maxvit")) else None
-    architecture = Architecture(name, num_classes, channels, small, one_size)
-    stem = "" if not name.startswith(RESNETS) else ", 3x3 stem" if small else ", usual stem"
+    only_size = size[0] if name.startswith(("vit", "maxvit")) else None
+    architecture = Architecture(name, num_classes, channels, small_stem, only_size)
+    stem = "" if not name.startswith(RESNETS) else ", 3x3 stem" if small_stem else ", usual stem"
     return BenchmarkNetwork(
         name,
         lambda seed: initialised(architecture, seed),
@@ -95,36 +101,43 @@ def _torchvision(
     )
 
 
-def _own(arch: str, size: tuple[int, int]) -> BenchmarkNetwork:
-    def fresh(seed: int) -> nn.Module:
+def _own_network(arch: str, size: tuple[int, int]) -> BenchmarkNetwork:
+    def build_untrained(seed: int) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return own_module(arch).float().eval()
+            return user_module(arch).float().eval()
 
-    place, _, function = arch.rpartition(":")
-    path = Path(place)
-    source = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else place
-    return BenchmarkNetwork(function, fresh, size, arch, f"{source}:{function}", arch=arch)
+    location, _, function = arch.rpartition(":")
+    path = Path(location)
+    # A changed file is a different network. The source of an installed module is not digested.
+    source = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else location
+    return BenchmarkNetwork(
+        function, build_untrained, size, arch, f"{source}:{function}", arch=arch
+    )
 
 
 @torch.no_grad()
 def _check(
-    candidate: BenchmarkNetwork, num_classes: int, channels: int, size: tuple[int, int]
+    network: BenchmarkNetwork, num_classes: int, channels: int, size: tuple[int, int]
 ) -> None:
-    """One pass of black images, as many as BatchNorm needs in training mode."""
+    """Run an untrained network on two black images in training mode.
+
+    BatchNorm in training mode needs at least two images where its maps are one pixel large.
+    """
     shape = (2, channels, *size)
     try:
-        answers = candidate.fresh(0).train()(torch.zeros(shape))
+        logits = network.build_untrained(0).train()(torch.zeros(shape))
     except InvalidUsage:
         raise
-    except Exception as error:  # torch raises nearly anything, user code anything
+    except Exception as error:  # torch and the user's code may raise any exception
         raise InvalidUsage(
-            f"{printable(candidate.shown)}: fails on images of {'x'.join(map(str, shape[1:]))}:"
-            f" {type(error).__name__}: {printable(error)[:160]}; pass another --size"
+            f"{printable(network.description)}: fails on images of"
+            f" {'x'.join(map(str, shape[1:]))}: {type(error).__name__}:"
+            f" {printable(error)[:160]}; pass another --size"
         ) from None
-    if not isinstance(answers, torch.Tensor) or tuple(answers.shape) != (2, num_classes):
-        found = list(answers.shape) if isinstance(answers, torch.Tensor) else type(answers).__name__
+    if not isinstance(logits, torch.Tensor) or tuple(logits.shape) != (2, num_classes):
+        found = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise InvalidUsage(
-            f"{printable(candidate.shown)}: answers {found}; expected [2, {num_classes}], a logit"
-            " for each class of the data set"
+            f"{printable(network.description)}: returns {found} for two images; expected"
+            f" [2, {num_classes}], a logit for each class of the data set: pass another --arch"
         )

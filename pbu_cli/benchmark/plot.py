@@ -1,7 +1,7 @@
-"""A table of results as a picture: an SVG file of two scatter plots, written without a library.
+"""Draw a table of results as an SVG file, without a plotting library.
 
-Left A_Dr against A_Df, right A_Dr against seconds; one numbered marker a method, its classes and
-seeds taken together, the numbers explained beside.
+The left panel shows A_Dr against A_Df, the right panel A_Dr against seconds. Each method is one
+numbered marker, the mean over its classes and seeds. A legend names the numbers.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
 
-WIDTH, HEIGHT, PANEL, TOP, LEFT, GAP = 980, 420, 310, 40, 60, 70
+WIDTH, HEIGHT, PANEL, TOP, LEFT, GAP = 980, 420, 310, 40, 60, 70  # pixels
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#7f7f7f")
 
 
-class Mark(NamedTuple):
-    """One method: percent, percent, seconds."""
+class Point(NamedTuple):
+    """One method: a_df and a_dr in percent, and seconds."""
 
     name: str
     a_df: float
@@ -25,16 +25,16 @@ class Mark(NamedTuple):
 
 
 class Scale(NamedTuple):
-    """From values to pixels, over [low, high], by logarithm where `log`."""
+    """A linear or, with `log`, logarithmic axis from `low` to `high`."""
 
     low: float
     high: float
     log: bool = False
 
-    def share(self, value: float) -> float:
-        """0 at the low end, 1 at the high one.
+    def fraction(self, value: float) -> float:
+        """Where the value lies on the axis: 0 at the low end, 1 at the high end.
 
-        >>> Scale(0.0, 10.0).share(5.0), Scale(1.0, 100.0, log=True).share(10.0)
+        >>> Scale(0.0, 10.0).fraction(5.0), Scale(1.0, 100.0, log=True).fraction(10.0)
         (0.5, 0.5)
         """
         low, high = self.low, self.high
@@ -43,38 +43,40 @@ class Scale(NamedTuple):
         return (value - low) / (high - low)
 
     def ticks(self) -> list[float]:
+        """The labelled values: powers of ten on a logarithmic axis, else six equal steps."""
         if self.log:
             powers = range(round(math.log10(self.low)), round(math.log10(self.high)) + 1)
             return [10.0**power for power in powers]
         return [self.low + (self.high - self.low) * k / 5 for k in range(6)]
 
 
-def draw(title: str, marks: Sequence[Mark]) -> str:
-    """The SVG document."""
-    kept = _range([mark.a_dr for mark in marks])
-    gone = _range([mark.a_df for mark in marks])
-    times = [max(mark.seconds, 1e-3) for mark in marks]
-    powers = math.floor(math.log10(min(times))), math.ceil(math.log10(max(times)) + 1e-9)
-    spent = Scale(10.0 ** powers[0], 10.0 ** max(powers[1], powers[0] + 1), log=True)
+def draw(title: str, points: Sequence[Point]) -> str:
+    """The text of the SVG document."""
+    a_df = _percent_scale([point.a_df for point in points])
+    a_dr = _percent_scale([point.a_dr for point in points])
+    seconds = [max(point.seconds, 1e-3) for point in points]
+    powers = math.floor(math.log10(min(seconds))), math.ceil(math.log10(max(seconds)) + 1e-9)
+    time = Scale(10.0 ** powers[0], 10.0 ** max(powers[1], powers[0] + 1), log=True)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}"'
         ' font-family="sans-serif" font-size="12">',
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
         f'<text x="{LEFT}" y="22" font-size="14">{escape(title)}</text>',
-        *_panel(LEFT, gone, kept, "A_Df (%)", [(m.a_df, m.a_dr) for m in marks]),
+        *_panel(LEFT, a_df, a_dr, "A_Df (%)", [(p.a_df, p.a_dr) for p in points]),
         *_panel(
-            LEFT + PANEL + GAP, spent, kept, "seconds",
-            list(zip(times, [m.a_dr for m in marks], strict=True)),
+            LEFT + PANEL + GAP, time, a_dr, "seconds",
+            list(zip(seconds, [p.a_dr for p in points], strict=True)),
         ),
-        *_legend(2 * (LEFT + PANEL) + GAP - 40, [mark.name for mark in marks]),
+        *_legend(2 * (LEFT + PANEL) + GAP - 40, [point.name for point in points]),
         "</svg>",
     ]  # fmt: skip
     return "\n".join(parts) + "\n"
 
 
 def _panel(
-    x: int, across: Scale, up: Scale, name: str, points: Sequence[tuple[float, float]]
+    x: int, across: Scale, up: Scale, name: str, values: Sequence[tuple[float, float]]
 ) -> list[str]:
+    """A scatter plot whose left edge is at `x`; `name` is the title of the horizontal axis."""
     bottom = TOP + PANEL
     parts = [
         f'<rect x="{x}" y="{TOP}" width="{PANEL}" height="{PANEL}" fill="none" stroke="#999"/>',
@@ -82,18 +84,18 @@ def _panel(
         f'<text x="{x}" y="{TOP - 6}">A_Dr (%)</text>',
     ]
     for tick in across.ticks():
-        place = x + across.share(tick) * PANEL
+        tick_x = x + across.fraction(tick) * PANEL
         parts.append(
-            f'<text x="{place:.1f}" y="{bottom + 18}" text-anchor="middle">{tick:.4g}</text>'
+            f'<text x="{tick_x:.1f}" y="{bottom + 18}" text-anchor="middle">{tick:.4g}</text>'
         )
     for tick in up.ticks():
-        place = bottom - up.share(tick) * PANEL
-        parts.append(f'<text x="{x - 6}" y="{place + 4:.1f}" text-anchor="end">{tick:.4g}</text>')
+        tick_y = bottom - up.fraction(tick) * PANEL
+        parts.append(f'<text x="{x - 6}" y="{tick_y + 4:.1f}" text-anchor="end">{tick:.4g}</text>')
         parts.append(
-            f'<line x1="{x}" x2="{x + PANEL}" y1="{place:.1f}" y2="{place:.1f}" stroke="#eee"/>'
+            f'<line x1="{x}" x2="{x + PANEL}" y1="{tick_y:.1f}" y2="{tick_y:.1f}" stroke="#eee"/>'
         )
-    for number, (value, height) in enumerate(points):
-        cx, cy = x + across.share(value) * PANEL, bottom - up.share(height) * PANEL
+    for number, (horizontal, vertical) in enumerate(values):
+        cx, cy = x + across.fraction(horizontal) * PANEL, bottom - up.fraction(vertical) * PANEL
         parts.append(_marker(number, cx, cy))
     return parts
 
@@ -116,10 +118,10 @@ def _marker(number: int, x: float, y: float) -> str:
     )
 
 
-def _range(values: Sequence[float]) -> Scale:
-    """A little more than the values span, never outside 0 to 100.
+def _percent_scale(values: Sequence[float]) -> Scale:
+    """A scale a little wider than the values, within 0 to 100.
 
-    >>> _range([90.0, 98.0])
+    >>> _percent_scale([90.0, 98.0])
     Scale(low=89.0, high=99.0, log=False)
     """
     low, high = math.floor(min(values) - 0.5), math.ceil(max(values) + 0.5)

@@ -1,4 +1,4 @@
-"""The paper's own figures, to stand beside ours.
+"""The figures that the paper reports, to be shown beside ours.
 
 Source of `paper_table.csv`: the results tables of Panda, Sourav, Prathosh, "Partially Blinded
 Unlearning: Class Unlearning for Deep Networks from Bayesian Perspective", AAAI 2025, arXiv
@@ -13,42 +13,48 @@ from functools import cache
 from importlib import resources
 from typing import NamedTuple
 
-# Their convnext is the large one; our authors' recipe and our method both stand beside their PBU.
+# The paper's ConvNeXt is the large one. Its row PBU is shown beside the authors' recipe and beside
+# our method.
 MODELS = {"convnextlarge": "convnextl"}
 METHODS = {"pbu-paper": "pbu"}
 
 
-class Figures(NamedTuple):
-    """Percent; mean and standard deviation."""
+class PublishedResult(NamedTuple):
+    """(mean, standard deviation) of both accuracies, percent. The names are keys of `--json`."""
 
     a_df: tuple[float, float]
     a_dr: tuple[float, float]
 
 
-def figures(dataset: str, model: str, label: int, method: str) -> Figures | None:
-    """What the paper reports of a cell; None where it reports nothing.
+def find_published(dataset: str, model: str, label: int, method: str) -> PublishedResult | None:
+    """What the paper reports for a data set, model, class and method; None if it reports nothing.
 
-    >>> figures("mnist", "resnet34", 8, "pbu")
-    Figures(a_df=(0.0, 0.0), a_dr=(98.24, 0.36))
-    >>> figures("cifar10", "resnet20", 8, "pbu") is None
+    >>> find_published("mnist", "resnet34", 8, "pbu")
+    PublishedResult(a_df=(0.0, 0.0), a_dr=(98.24, 0.36))
+    >>> find_published("cifar10", "resnet20", 8, "pbu") is None
     True
     """
-    model = _plain(model)
-    key = (_plain(dataset), MODELS.get(model, model), label, METHODS.get(method, method))
+    model = _normalised(model)
+    key = (_normalised(dataset), MODELS.get(model, model), label, METHODS.get(method, method))
     return _table().get(key)
 
 
 @cache
-def _table() -> dict[tuple[str, str, int, str], Figures]:
+def _table() -> dict[tuple[str, str, int, str], PublishedResult]:
     text = resources.files("pbu_cli.benchmark").joinpath("paper_table.csv").read_text("utf-8")
-    return {
-        (_plain(row["dataset"]), _plain(row["model"]), int(row["class"]), row["method"]): Figures(
+    table = {}
+    for row in csv.DictReader(text.splitlines()):
+        key = (
+            _normalised(row["dataset"]), _normalised(row["model"]), int(row["class"]),
+            row["method"],
+        )  # fmt: skip
+        table[key] = PublishedResult(
             (float(row["A_Df_mean"]), float(row["A_Df_std"])),
             (float(row["A_Dr_mean"]), float(row["A_Dr_std"])),
         )
-        for row in csv.DictReader(text.splitlines())
-    }
+    return table
 
 
-def _plain(name: str) -> str:
+def _normalised(name: str) -> str:
+    """A name without case and punctuation, so that ResNet-34 and resnet34 are the same."""
     return re.sub(r"[^a-z0-9]", "", name.lower())

@@ -1,4 +1,7 @@
-"""What a benchmark has measured, a file for each cell of its grid: whole, or not there."""
+"""The measured cells of a benchmark on disk, one JSON file for each cell.
+
+A file is either whole or absent, whenever a run is killed.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,14 @@ from pbu_cli.io.atomic_files import write_text
 from pbu_cli.settings import SCHEMA
 
 
+# The fields of Outcome and Cell are the JSON keys of the files, so their names must stay.
 @dataclass(frozen=True)
 class Outcome:
-    """One result of a method. measures: by name; `a_df` and `a_dr`, in percent, are always there.
+    """One result of a method.
 
-    seconds: of the work alone, not of measuring. images: training images handed to the method,
-    each time counted.
+    stage: tells several results of one run apart; empty for one. measures: by name; `a_df` and
+    `a_dr`, in percent, are always there. seconds: of the method's work, without measuring.
+    images: training images that the method read, each as often as it was read.
     """
 
     stage: str
@@ -29,7 +34,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Cell:
-    """One method on one class and seed: where most have one outcome, some have several."""
+    """One method on one class and seed. Most methods have one outcome, some have several."""
 
     seed: int
     label: int
@@ -40,30 +45,42 @@ class Cell:
 
     @property
     def name(self) -> str:
-        return f"seed{self.seed}-class{self.label}-{self.method}"
+        return cell_name(self.seed, self.label, self.method)
+
+
+def cell_name(seed: int, label: int, method: str) -> str:
+    """The name of a cell's file, without its suffix.
+
+    >>> cell_name(0, 8, "row-shift")
+    'seed0-class8-row-shift'
+    """
+    return f"seed{seed}-class{label}-{method}"
 
 
 def write(folder: Path, cell: Cell) -> None:
-    """Write a cell so that a kill at any instant leaves the whole file, or none."""
+    """Write a cell atomically: a kill at any instant leaves the whole file, or none."""
     document = {"schema": SCHEMA, "pbu": __version__, **asdict(cell)}
     write_text(folder / f"{cell.name}.json", json.dumps(document, indent=2) + "\n")
 
 
 def read(folder: Path, name: str, settings: Mapping[str, Any]) -> Cell | None:
-    """The cell of this name if it is there, whole, and was measured with these settings by this
-    version of pbu."""
+    """The stored cell of this name, or None.
+
+    None means that the file is absent or damaged, or that the cell was measured with other
+    settings or by another version of pbu.
+    """
     try:
-        found = json.loads((folder / f"{name}.json").read_text())
-        outcomes = tuple(Outcome(**outcome) for outcome in found["outcomes"])
+        document = json.loads((folder / f"{name}.json").read_text())
+        outcomes = tuple(Outcome(**outcome) for outcome in document["outcomes"])
         cell = Cell(
-            found["seed"], found["label"], found["method"], found["reads"], found["settings"],
-            outcomes,
+            document["seed"], document["label"], document["method"], document["reads"],
+            document["settings"], outcomes,
         )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    same = (
-        (found.get("schema"), found.get("pbu")) == (SCHEMA, __version__)
+    usable = (
+        (document.get("schema"), document.get("pbu")) == (SCHEMA, __version__)
         and cell.settings == json.loads(json.dumps(settings))
         and cell.name == name
     )
-    return cell if same and cell.outcomes else None
+    return cell if usable and cell.outcomes else None

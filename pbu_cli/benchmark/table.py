@@ -1,4 +1,4 @@
-"""Cells of a benchmark -> the rows of its table, laid out like the paper's."""
+"""Turn the cells of a benchmark into the rows of a table like the paper's."""
 
 from __future__ import annotations
 
@@ -7,19 +7,28 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pbu_cli.benchmark.plot import Mark
-from pbu_cli.benchmark.published_results import Figures, figures
+from pbu_cli.benchmark.plot import Point
+from pbu_cli.benchmark.published_results import PublishedResult, find_published
 from pbu_cli.benchmark.result_store import Cell, Outcome
 from pbu_cli.evaluation.measures import MEASURES
 
-ALWAYS = ("a_df", "a_dr")
+ACCURACIES = ("a_df", "a_dr")  # the measures that every cell has
+CAPTIONS = (  # one line each
+    "A_Df, A_Dr: accuracy on the forget class and on the others, in percent of the test split.",
+    "odds AUC: how well the class's log odds separate its images from others; chance is 0.5.",
+    "odds AUC of head-mask: measured without the mask.",
+    "±: standard deviation over the seeds. paper: as published; pbu-paper has the figures of pbu.",
+    "reads: which training images the method is given. images: how many it read, repeats counted.",
+    "seconds: of the method alone, without measuring.",
+)
 
 
+# The fields of Row are keys of `--json`, so their names must stay.
 @dataclass(frozen=True)
 class Row:
-    """The seeds of a class, method and stage taken together, beside what the paper reports.
+    """The mean over the seeds of one class, method and stage, and what the paper reports for it.
 
-    mean, std: by measure; of one seed there is no std. seconds, images: means.
+    mean, std: by measure; std is None where there is one seed. seconds, images: means.
     """
 
     label: int
@@ -31,84 +40,89 @@ class Row:
     std: dict[str, float] | None
     seconds: float
     images: float
-    paper: Figures | None
+    paper: PublishedResult | None
 
     @property
     def name(self) -> str:
         return f"{self.method} {self.stage}".strip()
 
 
-def summarise(measured: Sequence[Cell], dataset: str, model: str) -> list[Row]:
+def summarise(cells: Sequence[Cell], dataset: str, model: str) -> list[Row]:
     """One row for each class, method and stage, in the order of the cells."""
     groups: dict[tuple[int, str, str], list[tuple[Cell, Outcome]]] = {}
-    for cell in measured:
+    for cell in cells:
         for outcome in cell.outcomes:
             groups.setdefault((cell.label, cell.method, outcome.stage), []).append((cell, outcome))
     rows = []
-    for (label, method, stage), found in groups.items():
-        outcomes = [outcome for _, outcome in found]
+    for (label, method, stage), members in groups.items():
+        outcomes = [outcome for _, outcome in members]
         values = {name: [o.measures[name] for o in outcomes] for name in outcomes[0].measures}
-        several = len(found) > 1
+        several = len(outcomes) > 1
         rows.append(
             Row(
                 label,
                 method,
                 stage,
-                found[0][0].reads,
-                len(found),
+                members[0][0].reads,
+                len(outcomes),
                 {name: statistics.mean(v) for name, v in values.items()},
                 {name: statistics.stdev(v) for name, v in values.items()} if several else None,
                 statistics.mean(o.seconds for o in outcomes),
                 statistics.mean(o.images for o in outcomes),
-                figures(dataset, model, label, method),
+                find_published(dataset, model, label, method),
             )
         )
     return rows
 
 
 def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Columns and cells. Measures beyond the two that are always there stand behind them."""
-    more = [name for name in rows[0].mean if name not in ALWAYS]
-    titles = [MEASURES[name].title if name in MEASURES else name for name in more]
+    """The titles of the columns, and the texts of the rows.
+
+    The accuracies come first, then the other measures in the order in which they were stored.
+    """
+    others = [name for name in rows[0].mean if name not in ACCURACIES]
+    titles = [MEASURES[name].title if name in MEASURES else name for name in others]
     columns = ["", "reads", "A_Df", "A_Dr", *titles, "seconds", "images"]
     columns += ["paper A_Df", "paper A_Dr"]
-    shown = []
+    texts = []
     for row in rows:
         values = [
-            spread(row.mean[name], row.std[name] if row.std else None, _places(name))
-            for name in (*ALWAYS, *more)
+            mean_and_std(row.mean[name], row.std[name] if row.std else None, _places(name))
+            for name in (*ACCURACIES, *others)
         ]
-        paper = ["", ""] if row.paper is None else [spread(*pair) for pair in row.paper]
-        work = [f"{row.seconds:.1f}", f"{row.images:,.0f}"]
-        shown.append([row.name, row.reads, *values, *work, *paper])
-    return columns, shown
+        paper = ["", ""] if row.paper is None else [mean_and_std(*pair) for pair in row.paper]
+        cost = [f"{row.seconds:.1f}", f"{row.images:,.0f}"]
+        texts.append([row.name, row.reads, *values, *cost, *paper])
+    return columns, texts
 
 
-def spread(mean: float, std: float | None, places: int = 2) -> str:
-    """
-    >>> spread(98.7312, 0.5701), spread(0.0, None), spread(0.98765, None, 3)
+def mean_and_std(mean: float, std: float | None, places: int = 2) -> str:
+    """A mean and, where it is known, its standard deviation.
+
+    >>> mean_and_std(98.7312, 0.5701), mean_and_std(0.0, None), mean_and_std(0.98765, None, 3)
     ('98.73 ± 0.57', '0.00', '0.988')
     """
     return f"{mean:.{places}f}" if std is None else f"{mean:.{places}f} ± {std:.{places}f}"
 
 
 def _places(name: str) -> int:
+    """How many digits of a measure are shown after the point."""
     return MEASURES[name].places if name in MEASURES else 2
 
 
-def marks(rows: Sequence[Row]) -> list[Mark]:
-    """One mark a method and stage, its classes averaged."""
+def plot_points(rows: Sequence[Row]) -> list[Point]:
+    """One point for each method and stage: the mean over its classes."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(row.name, []).append(row)
     return [
-        Mark(
+        Point(
             name,
-            statistics.mean(row.mean["a_df"] for row in some),
-            statistics.mean(row.mean["a_dr"] for row in some),
-            statistics.mean(row.seconds for row in some),
+            statistics.mean(row.mean["a_df"] for row in members),
+            statistics.mean(row.mean["a_dr"] for row in members),
+            statistics.mean(row.seconds for row in members),
         )
-        for name, some in groups.items()
+        for name, members in groups.items()
     ]
 
 

@@ -1,12 +1,12 @@
-"""How an original is trained, so that anyone can train it again: one frozen recipe a dataset.
+"""How a network is trained from random weights: one fixed recipe for each data set.
 
-Nothing here knows of forgetting: the same function trains the original, and the network that is
-retrained without the class.
+Nothing in this module knows of forgetting. The same function trains the original network, the
+network that is retrained without the class, and the network of `pbu demo`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,17 +16,20 @@ from torch import Tensor, nn
 from pbu_cli.benchmark.counting_loader import CountingLoader
 from pbu_cli.data.augmentation import augment
 
-# Families that plain SGD trains badly: AdamW with the rate and decay of their own papers.
-ADAPTIVE = ("convnext", "vit", "swin", "maxvit")
+# SGD trains these families badly. They get AdamW, with the rate and decay of their own papers.
+ADAMW_FAMILIES = ("convnext", "vit", "swin", "maxvit")
 
 
+# The repr of a recipe is digested into the name of the results folder, and its fields are written
+# as JSON. The names of the class and of its fields must therefore stay as they are.
 @dataclass(frozen=True)
 class Recipe:
     """SGD with Nesterov momentum, or AdamW, with a one-cycle learning rate.
 
-    rate: the peak. pad, flip: each image is shifted by up to `pad` pixels, black moving in, and
-    mirrored half of the time. mixed: forward and backward in bfloat16 where torch's autocast has
-    it so, the weights in float32; about twice as fast on a CPU that knows bfloat16.
+    rate: the peak of the learning rate. pad: each image is shifted by up to `pad` pixels, and
+    black moves in. flip: each image is mirrored with probability one half. mixed: forward and
+    backward run in bfloat16 where torch's autocast supports it, with the weights in float32;
+    this is about twice as fast on a CPU with bfloat16 instructions.
     """
 
     epochs: int
@@ -40,7 +43,7 @@ class Recipe:
     mixed: bool = False
 
 
-# Digits must not be mirrored, and need no help to generalise.
+# Digits must not be mirrored, and networks generalise on them without augmentation.
 RECIPES = {
     "mnist": Recipe(epochs=3, rate=0.05),
     "cifar10": Recipe(epochs=30, pad=4, flip=True, mixed=True),
@@ -51,43 +54,73 @@ GREY, COLOUR = Recipe(epochs=10, rate=0.05), Recipe(epochs=30, pad=4, flip=True,
 
 
 def recipe_for(dataset: str, model: str, channels: int) -> Recipe:
-    """The recipe of a dataset, by name or else by whether it has colour, fit to the model.
+    """The recipe of a data set, with the optimiser that suits the model.
+
+    A data set without a recipe of its own gets GREY or COLOUR, by its number of channels.
 
     >>> recipe_for("mnist", "resnet34", 1).optimiser, recipe_for("mnist", "vit_b_16", 1).optimiser
     ('sgd', 'adamw')
     """
     recipe = RECIPES.get(dataset, GREY if channels == 1 else COLOUR)
-    if model.startswith(ADAPTIVE):
+    if model.startswith(ADAMW_FAMILIES):
         return replace(recipe, optimiser="adamw", rate=1e-3, weight_decay=0.05)
     return recipe
 
 
-def train(network: nn.Module, feed: CountingLoader, recipe: Recipe, *, seed: int) -> None:
-    """Train in place, in training mode, on everything that `feed` holds; ends in eval mode."""
-    steps = recipe.epochs * feed.rounds(recipe.batch_size, full=True)
+def train(
+    network: nn.Module,
+    loader: CountingLoader,
+    recipe: Recipe,
+    *,
+    generator: torch.Generator,
+    drop_last: bool = True,
+    memory_format: torch.memory_format = torch.channels_last,
+    on_step: Callable[[int], None] = lambda step: None,
+) -> None:
+    """Train in place on all images of `loader`. The network ends in eval mode, without gradients.
+
+    generator: draws the order of the images and their augmentation. drop_last: see
+    `CountingLoader.batches_per_epoch`. memory_format: how maps lie in memory during training;
+    convolutions are fastest with channels last. on_step: called with the number of steps done.
+    """
+    steps = recipe.epochs * loader.batches_per_epoch(recipe.batch_size, drop_last=drop_last)
     optimiser = _optimiser(network, recipe)
-    # Below 4 steps OneCycleLR divides by zero; no real run is that short.
-    rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.rate, total_steps=max(steps, 4))
-    network.train().to(memory_format=torch.channels_last)  # what convolutions are fastest in
-    for inputs, labels in shuffled_epochs(feed, recipe, recipe.epochs, seed):
+    # OneCycleLR divides by zero below 4 steps. Only tests train for so few.
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, recipe.rate, total_steps=max(steps, 4)
+    )
+    network.train().to(memory_format=memory_format)
+    epochs = shuffled_epochs(
+        loader, recipe, recipe.epochs, generator=generator, drop_last=drop_last
+    )
+    for step, (inputs, labels) in enumerate(epochs, start=1):
         train_step(network, optimiser, inputs, labels, mixed=recipe.mixed)
-        rate.step()
-    optimiser.zero_grad()  # the gradients' memory is for the next to use
-    # As a network from a file: in another format its answers would differ in their last bits.
+        schedule.step()
+        on_step(step)
+    optimiser.zero_grad()  # frees the memory of the gradients
+    # A network loaded from a file is contiguous. In another memory format the same weights would
+    # give logits that differ in their last bits.
     network.eval().to(memory_format=torch.contiguous_format)
 
 
 def shuffled_epochs(
-    feed: CountingLoader, recipe: Recipe, epochs: int, seed: int
+    loader: CountingLoader,
+    recipe: Recipe,
+    epochs: int,
+    *,
+    generator: torch.Generator,
+    drop_last: bool = True,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches as the recipe has them, epoch after epoch, each in its own order."""
-    generator = torch.Generator().manual_seed(seed)
+    """The batches of several epochs with the recipe's batch size and augmentation.
+
+    Each epoch has its own order, drawn from `generator`.
+    """
     for _ in range(epochs):
-        yield from feed.shuffled(
+        yield from loader.shuffled(
             recipe.batch_size,
             generator,
-            lambda x: augment(x, recipe.pad, recipe.flip, generator),
-            full=True,
+            lambda pixels: augment(pixels, recipe.pad, recipe.flip, generator),
+            drop_last=drop_last,
         )
 
 
@@ -99,11 +132,11 @@ def train_step(
     *,
     mixed: bool = False,
 ) -> None:
-    """One step of cross-entropy."""
+    """One optimiser step on the mean cross-entropy of a batch. mixed: see `Recipe`."""
     optimiser.zero_grad()
     with torch.autocast(inputs.device.type, torch.bfloat16, enabled=mixed):
-        answers = network(inputs)
-    F.cross_entropy(answers.float(), labels).backward()
+        logits = network(inputs)
+    F.cross_entropy(logits.float(), labels).backward()
     optimiser.step()
 
 

@@ -1,4 +1,4 @@
-"""`pbu demo`: the three commands one after the other, on a network trained for it."""
+"""`pbu demo`: run the three main commands, one after the other, on a network trained for it."""
 
 from __future__ import annotations
 
@@ -7,16 +7,21 @@ import json
 import shlex
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pbu_cli.cli.options import Device, Force, Json, Quiet
-from pbu_cli.cli.session import finish, heading, open_session
+from pbu_cli.cli.options import Device, Force, Json, Quiet, Verbose
+from pbu_cli.cli.session import finish, open_session
 from pbu_cli.errors import CriterionNotMet, InvalidUsage, PbuError
+
+if TYPE_CHECKING:
+    from pbu_cli.benchmark.demo_digits import DemoFiles
+    from pbu_cli.cli.console import Screen
 
 
 def demo(
+    context: typer.Context,
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="DIR", help="Where to write everything.")
     ] = Path("pbu-demo"),
@@ -24,57 +29,86 @@ def demo(
     force: Force = False,
     as_json: Json = False,
     quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Train a small network on real digits, then run fisher, unlearn and evaluate on it."""
-    from pbu_cli.benchmark import demo_digits as digits
-    from pbu_cli.cli.app import app
+    screen, session = open_session(as_json, quiet, verbose)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())) and not force:
+        raise InvalidUsage(f"{output}: not empty; name another folder with --output, or --force")
+    files = _write_and_train(screen, output, device)
+    hidden = ["--device", device] + ["--json"] * as_json + ["--quiet"] * quiet
+    documents: list[dict[str, Any]] = []
+    failure = ""
+    for command in _commands(files, force):
+        screen.echo(shlex.join(["pbu", *command]))
+        document, failure = _run(context, [*command, *hidden], as_json)
+        if document is not None:
+            documents.append(document)
+        if failure:
+            break
+    finish(
+        screen,
+        {**session.heading("demo"), "output": str(output), "commands": documents},
+        failure,
+    )
+
+
+def _write_and_train(screen: Screen, output: Path, device: str) -> DemoFiles:
+    """Write the images, train the network on the training images, and write its checkpoint."""
+    from pbu_cli.benchmark import demo_digits
     from pbu_cli.data.decoding import decode
     from pbu_cli.data.image_folders import list_groups, split_by_subfolder
     from pbu_cli.runtime.device import choose_device
 
-    screen, log = open_session(as_json, quiet)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())) and not force:
-        raise InvalidUsage(f"{output}: not empty; name another folder with --output, or --force")
     try:
-        files = digits.write_digits(output)
+        files = demo_digits.write_digits(output)
     except OSError as error:
         raise PbuError(
             f"{output}: cannot be written to: {error.strerror}; name another folder with --output"
         ) from None
     groups = split_by_subfolder(list_groups([str(files.train)], None)[0])
-    images = decode(groups, channels=1, size=digits.PREPROCESSING.size)
-    with screen.progress("training", digits.total_steps(len(images.pixels))) as bar:
-        network = digits.train(
+    images = decode(groups, channels=1, size=demo_digits.PREPROCESSING.size)
+    count = len(images.pixels)
+    with screen.progress("training", demo_digits.total_steps(count)) as bar:
+        network = demo_digits.train_digits(
             images.pixels,
             images.group,
             choose_device(device),
-            done=lambda step: bar(step, f"resnet18 on {len(images.pixels)} digits"),
+            on_step=lambda step: bar(step, f"resnet18 on {count} digits"),
         )
-    digits.write_checkpoint(network, files.checkpoint)
-    screen.line(f"trained resnet18 on {len(images.pixels)} digits: {files.checkpoint}")
-    gone = files.train / str(digits.FORGOTTEN)
-    diagonal = files.checkpoint.with_suffix(".fisher.safetensors")
-    clean = files.checkpoint.with_suffix(".unlearned.safetensors")
-    given = str(files.checkpoint)
+    demo_digits.write_checkpoint(network, files.checkpoint)
+    screen.line(f"trained resnet18 on {count} digits: {files.checkpoint}")
+    return files
+
+
+def _commands(files: DemoFiles, force: bool) -> list[list[str]]:
+    """The arguments of the three commands, as a user would type them."""
+    from pbu_cli.benchmark.demo_digits import FORGET_CLASS
+
+    checkpoint, forget = str(files.checkpoint), str(files.train / str(FORGET_CLASS))
+    fisher = str(files.checkpoint.with_suffix(".fisher.safetensors"))
+    unlearned = str(files.checkpoint.with_suffix(".unlearned.safetensors"))
     again = ["--force"] if force else []
-    hidden = ["--device", device] + ["--json"] * as_json + ["--quiet"] * quiet
-    documents, failure = [], ""
-    for command in (
-        ["fisher", given, "--forget", str(gone), "--layers", "last", *again],
-        ["unlearn", given, "--forget", str(gone), "--fisher", str(diagonal), *again],
-        ["evaluate", str(clean), "--original", given, "--forget",
-         str(files.test / str(digits.FORGOTTEN)), "--retain", str(files.test)],
-    ):  # fmt: skip
-        screen.echo(shlex.join(["pbu", *command]))
-        printed = io.StringIO()
-        try:
-            with redirect_stdout(printed) if as_json else nullcontext():
-                app([*command, *hidden], prog_name="pbu", standalone_mode=False)
-        except CriterionNotMet as error:
-            failure = str(error)
-        if as_json:
-            documents.append(json.loads(printed.getvalue()))
-        if failure:
-            break
-    document = {**heading("demo", log), "output": str(output), "commands": documents}
-    finish(screen, document, failure)
+    return [
+        ["fisher", checkpoint, "--forget", forget, "--layers", "last", *again],
+        ["unlearn", checkpoint, "--forget", forget, "--fisher", fisher, *again],
+        ["evaluate", unlearned, "--original", checkpoint, "--forget",
+         str(files.test / str(FORGET_CLASS)), "--retain", str(files.test)],
+    ]  # fmt: skip
+
+
+def _run(
+    context: typer.Context, arguments: list[str], as_json: bool
+) -> tuple[dict[str, Any] | None, str]:
+    """Run another command of the same application in this process.
+
+    Returns its JSON document, if `as_json`, and the message of a criterion that does not hold.
+    """
+    pbu = context.find_root().command
+    printed, failure = io.StringIO(), ""
+    try:
+        with redirect_stdout(printed) if as_json else nullcontext():
+            pbu.main(arguments, prog_name="pbu", standalone_mode=False)
+    except CriterionNotMet as error:
+        failure = str(error)
+    return json.loads(printed.getvalue()) if as_json else None, failure

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,8 +14,9 @@ import torch
 import torchvision.datasets
 from PIL import Image
 
-from pbu_cli.benchmark.datasets import load, resized
+from pbu_cli.benchmark.datasets import load_dataset, resized
 from pbu_cli.errors import ImageError
+from tests.conftest import Ran
 
 
 def folders(root: Path, *, grey: bool = True, classes: tuple[str, ...] = ("0", "1")) -> Path:
@@ -29,37 +31,39 @@ def folders(root: Path, *, grey: bool = True, classes: tuple[str, ...] = ("0", "
     return root
 
 
-def test_a_folder_is_called_by_its_name_and_its_classes_by_theirs(tmp_path):
-    data = load("folder", folders(tmp_path / "Odd", classes=("cat", "dog")))
+def test_a_folder_is_called_by_its_name_and_its_classes_by_theirs(tmp_path: Path) -> None:
+    data = load_dataset("folder", folders(tmp_path / "Odd", classes=("cat", "dog")))
     assert (data.name, data.classes) == ("odd", ("cat", "dog"))
     assert data.train.pixels.shape == (6, 1, 4, 4)
     assert data.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
     assert data.test.labels.tolist() == [0, 0, 1, 1]
 
 
-def test_numbered_classes_are_in_the_order_of_the_numbers(tmp_path):
+def test_numbered_classes_are_in_the_order_of_the_numbers(tmp_path: Path) -> None:
     names = tuple(map(str, range(11)))
-    assert load("folder", folders(tmp_path / "a", classes=names)).classes == names
+    assert load_dataset("folder", folders(tmp_path / "a", classes=names)).classes == names
 
 
-def test_a_folder_with_a_known_name_is_normalised_as_that_and_others_by_their_pixels(tmp_path):
-    data = load("folder", folders(tmp_path / "mnist"))
+def test_a_folder_with_a_known_name_is_normalised_as_that_and_others_by_their_pixels(
+    tmp_path: Path,
+) -> None:
+    data = load_dataset("folder", folders(tmp_path / "mnist"))
     assert data.preprocessing.mean == (0.1307,)
-    other = load("folder", folders(tmp_path / "other", grey=False))
+    other = load_dataset("folder", folders(tmp_path / "other", grey=False))
     values = other.train.pixels.double().div(255).movedim(1, 0).flatten(1)
     assert other.preprocessing.mean == pytest.approx(values.mean(1).tolist(), abs=1e-4)
     assert other.preprocessing.std == pytest.approx(values.std(1, correction=0).tolist(), abs=1e-4)
 
 
-def test_a_cap_takes_the_first_of_each_class_in_both_splits(tmp_path):
-    data = load("folder", folders(tmp_path / "a"), per_class=1)
-    whole = load("folder", tmp_path / "a")
+def test_a_cap_takes_the_first_of_each_class_in_both_splits(tmp_path: Path) -> None:
+    data = load_dataset("folder", folders(tmp_path / "a"), per_class=1)
+    whole = load_dataset("folder", tmp_path / "a")
     assert torch.equal(data.train.pixels, whole.train.pixels[[0, 3]])
     assert data.test.labels.tolist() == [0, 1]
 
 
-def test_other_sizes_keep_the_normalisation(tmp_path):
-    data = load("folder", folders(tmp_path / "a"))
+def test_other_sizes_keep_the_normalisation(tmp_path: Path) -> None:
+    data = load_dataset("folder", folders(tmp_path / "a"))
     larger = resized(data, (8, 8))
     assert larger.train.pixels.shape == (6, 1, 8, 8)
     assert larger.preprocessing.mean == data.preprocessing.mean
@@ -67,18 +71,18 @@ def test_other_sizes_keep_the_normalisation(tmp_path):
     assert larger.digest() != data.digest()
 
 
-def test_the_digest_is_of_every_pixel(tmp_path):
-    data = load("folder", folders(tmp_path / "a"))
+def test_the_digest_is_of_every_pixel(tmp_path: Path) -> None:
+    data = load_dataset("folder", folders(tmp_path / "a"))
     before = data.digest()
     data.test.pixels[0, 0, 0, 0] ^= 1
     assert data.digest() != before
 
 
-def test_splits_that_differ_in_their_classes_are_refused(tmp_path):
+def test_splits_that_differ_in_their_classes_are_refused(tmp_path: Path) -> None:
     root = folders(tmp_path / "a")
     (root / "test" / "1").rename(root / "test" / "2")
     with pytest.raises(ImageError, match="the same two or more in both"):
-        load("folder", root)
+        load_dataset("folder", root)
 
 
 def idx(path: Path, values: np.ndarray) -> None:
@@ -86,31 +90,33 @@ def idx(path: Path, values: np.ndarray) -> None:
     path.write_bytes(head + values.astype(np.uint8).tobytes())
 
 
-def test_mnist_is_read_as_torchvision_lays_it_out(tmp_path):
+def test_mnist_is_read_as_torchvision_lays_it_out(tmp_path: Path) -> None:
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
     images = np.arange(3 * 784, dtype=np.uint64).reshape(3, 28, 28) % 256
     for which in ("train", "t10k"):
         idx(raw / f"{which}-images-idx3-ubyte", images)
         idx(raw / f"{which}-labels-idx1-ubyte", np.array([7, 0, 7]))
-    data = load("mnist", tmp_path, per_class=1)
+    data = load_dataset("mnist", tmp_path, per_class=1)
     assert data.train.labels.tolist() == [7, 0]
     assert data.train.pixels[1, 0].numpy().tolist() == images[1].tolist()
     assert data.preprocessing.mean == (0.1307,)
 
 
 @pytest.mark.parametrize(("name", "number"), [("cifar10", 10), ("cifar100", 100)])
-def test_cifar_is_turned_channels_first(tmp_path, monkeypatch, name, number):
+def test_cifar_is_turned_channels_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, number: int
+) -> None:
     pixels = np.arange(2 * 3 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3, 3)
     found = SimpleNamespace(data=pixels, targets=[1, 0], classes=["a", "b"])
     monkeypatch.setattr(torchvision.datasets, f"CIFAR{number}", lambda *args, **named: found)
-    data = load(name, tmp_path)
+    data = load_dataset(name, tmp_path)
     assert data.train.pixels[1, 2, 0, 1] == pixels[1, 0, 1, 2]
     assert data.test.labels.tolist() == [1, 0]
     assert data.classes == ("a", "b")
 
 
-def test_food_is_resized_and_cropped(tmp_path, monkeypatch):
+def test_food_is_resized_and_cropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Food:
         classes = ("soup", "cake")
 
@@ -124,18 +130,18 @@ def test_food_is_resized_and_cropped(tmp_path, monkeypatch):
             return Image.new("RGB", (40, 20), (index, 0, 0)), index
 
     monkeypatch.setattr(torchvision.datasets, "Food101", Food)
-    data = load("food101", tmp_path, size=(8, 8))
+    data = load_dataset("food101", tmp_path, size=(8, 8))
     assert data.train.pixels.shape == (2, 3, 8, 8)
     assert data.train.pixels[1, 0].unique().tolist() == [1]
 
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10", "cifar100", "food101"])
-def test_nothing_is_downloaded_unasked(tmp_path, name):
+def test_nothing_is_downloaded_unasked(tmp_path: Path, name: str) -> None:
     with pytest.raises(ImageError, match="--data-root, or --download"):
-        load(name, tmp_path)
+        load_dataset(name, tmp_path)
 
 
-def test_a_first_image_that_is_none_is_one_line(tmp_path, pbu):
+def test_a_first_image_that_is_none_is_one_line(tmp_path: Path, pbu: Callable[..., Ran]) -> None:
     for which in ("train", "test"):
         for name in "ab":
             (tmp_path / which / name).mkdir(parents=True)

@@ -1,53 +1,35 @@
-"""The demo as a newcomer runs it: one process, real files."""
+"""The demo's network and its data."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
+from pathlib import Path
 
-from pbu_cli.__main__ import run
-from pbu_cli.benchmark import demo_digits as demo
+import pytest
+import torch
 
-
-def test_the_demo_runs_to_its_tables_and_writes_what_it_says(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "pbu_cli", "demo", "--output", str(tmp_path / "demo")],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    for command in ("fisher", "unlearn", "evaluate"):
-        assert f"$ pbu {command} " in done.stderr
-    assert "Where the forget images go" in done.stdout
-    written = {path.name for path in (tmp_path / "demo").iterdir()}
-    assert written == {
-        "digits.safetensors", "digits.fisher.safetensors", "digits.unlearned.safetensors",
-        "train", "test",
-    }  # fmt: skip
-    again = subprocess.run(
-        [sys.executable, "-m", "pbu_cli", "demo", "--output", str(tmp_path / "demo")],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert again.returncode == 2
-    assert "not empty" in again.stderr
+from pbu_cli.benchmark import demo_digits
+from pbu_cli.benchmark.training import Recipe
 
 
-def test_the_demo_in_json_is_the_three_documents_in_one(tmp_path, capsys, monkeypatch):
-    """On a network that was hardly trained: forgetting and what it costs are not looked at here."""
-    monkeypatch.setattr(demo, "EPOCHS", 2)
-    code = run(["demo", "--output", str(tmp_path / "demo"), "--json", "--quiet", "--device", "cpu"])
-    printed = capsys.readouterr()
-    document = json.loads(printed.out)
-    assert code == 0, printed.err
-    assert printed.err == ""
-    assert (document["schema"], document["command"]) == (1, "demo")
-    commands = [inner["command"] for inner in document["commands"]]
-    assert commands == ["fisher", "unlearn", "evaluate"]
-    assert document["commands"][1]["result"]["forgotten"] is True
+def test_the_digits_are_split_into_class_folders(tmp_path: Path) -> None:
+    files = demo_digits.write_digits(tmp_path)
+    for folder, images in ((files.train, 1347), (files.test, 450)):
+        assert sorted(path.name for path in folder.iterdir()) == list(map(str, range(10)))
+        assert len(list(folder.glob("*/*.png"))) == images
 
 
-def test_a_place_that_cannot_be_written_to_is_one_line(pbu):
-    done = pbu("demo", "-o", "/proc/nope")
-    assert done.code == 1
-    assert "--output" in done.err
-    assert "not foreseen" not in done.err
+def test_every_step_is_reported_and_one_seed_gives_one_network(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(demo_digits, "RECIPE", Recipe(epochs=2, rate=0.03, batch_size=4))
+    pixels = torch.arange(7 * 64).reshape(7, 1, 8, 8).to(torch.uint8)
+    steps: list[int] = []
+    networks = [
+        demo_digits.train_digits(pixels, torch.arange(7), torch.device("cpu"), on_step=steps.append)
+        for _ in range(2)
+    ]
+    assert demo_digits.total_steps(7) == 4  # the last batch of three images is kept
+    assert steps == 2 * [1, 2, 3, 4]
+    assert not networks[0].training
+    one, other = (network.state_dict() for network in networks)
+    assert all(torch.equal(value, other[name]) for name, value in one.items())

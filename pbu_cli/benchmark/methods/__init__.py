@@ -1,6 +1,10 @@
-"""What pbu is compared with: one small module a method, all with the same signature.
+"""The methods that pbu is compared with, one module each, all with the signature of `task.Method`.
 
-Nothing of these is imported by the Fisher pass, the unlearning or the evaluation. No torch here.
+The Fisher pass, the unlearning and the evaluation import none of them. This module loads no torch.
+
+Each module states its source, the images that it reads, and how it deviates from its source. Its
+settings are written into the results: a stored cell is used again only while they are the same.
+The names of the settings must therefore stay as they are.
 
 >>> find("head-mask").reads
 'nothing'
@@ -11,11 +15,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from pbu_cli.errors import InvalidUsage, printable
+
 if TYPE_CHECKING:
     from pbu_cli.benchmark.methods.task import Method
 
 
-# As the table has them: the bound, the paper's methods, the authors' own and ours, the controls.
+# The order of the table: retraining, the paper's other methods, the authors' recipe and ours,
+# and the controls.
 NAMES = (
     "retrain",
     "finetune",
@@ -30,7 +37,24 @@ NAMES = (
 
 
 def find(name: str) -> Method:
-    """The method of one of `NAMES`; its module is imported now."""
-    module = import_module(f"pbu_cli.baselines.{name.replace('-', '_')}")
+    """The method with one of the NAMES. Its module, and torch with it, is imported by this call."""
+    module = import_module(f"{__name__}.{name.replace('-', '_')}")
     method: Method = module.METHOD
     return method
+
+
+def parse_methods(text: str) -> tuple[str, ...]:
+    """The names in a text such as `retrain,pbu` or `all`, in the order of the table.
+
+    Raises InvalidUsage for a name that is not one of the NAMES.
+
+    >>> parse_methods("pbu, retrain")
+    ('retrain', 'pbu')
+    """
+    names = NAMES if text == "all" else tuple(part.strip() for part in text.split(","))
+    unknown = [name for name in names if name not in NAMES]
+    if unknown:
+        raise InvalidUsage(
+            f"--methods {printable(unknown[0])}: expected all, or some of {', '.join(NAMES)}"
+        )
+    return tuple(name for name in NAMES if name in names)

@@ -1,17 +1,18 @@
 """A student learns retained images from the original, forget images from an untrained network.
 
 Source: Chundawat, Tarun, Mandal, Kankanhalli, "Can Bad Teaching Induce Forgetting? Unlearning in
-Deep Networks using an Incompetent Teacher", AAAI 2023, arXiv 2205.08096. With T_s the competent
-teacher, the original; T_d the incompetent one, of random weights; S the student, which starts as
-the original; and l = 1 for forget images, 0 for others, the loss of an image x is
+Deep Networks using an Incompetent Teacher", AAAI 2023, arXiv 2205.08096. Let T_s be the competent
+teacher, which is the original, T_d the incompetent teacher, which has random weights, and S the
+student, which starts as the original. With l = 1 for a forget image and 0 for another, the loss of
+an image x is
 
     (1 - l) KL(T_s(x) || S(x)) + l KL(T_d(x) || S(x)).
 
-Settings as in the authors' published experiments: Adam 1e-4, batches of 256, one epoch, temperature
-1, all forget images and 30 % of the retained. Reads both.
+The settings are those of the authors' published experiments: Adam at 1e-4, batches of 256, one
+epoch, temperature 1, all forget images and 30 % of the retained images. Reads both.
 
-Deviation: the mean is over images; their code divides by the number of classes too, which Adam
-does not see but for its epsilon.
+Deviation: the loss is a mean over images. The authors' code also divides it by the number of
+classes, which changes Adam's steps only through its epsilon.
 """
 
 from __future__ import annotations
@@ -39,23 +40,23 @@ SETTINGS = Settings()
 
 
 def unlearn(task: Task, settings: Settings = SETTINGS) -> Iterator[Result]:
-    """Teach the student for one epoch."""
+    """Train the student on both teachers' outputs."""
     generator = torch.Generator().manual_seed(task.seed)
-    student, competent = task.copied().train(), task.original
-    # A seed of its own: the original's would give the network that the original began as.
-    incompetent = task.fresh(task.seed + 1_000_003).to(task.forget.device).eval()
+    student, competent = task.copy_original().train(), task.original
+    # The original's own seed would give the weights that the original started from.
+    incompetent = task.build_untrained(task.seed + 1_000_003).to(task.forget.device).eval()
     order = torch.randperm(len(task.retained), generator=generator)
-    some = task.retained.chosen(order[: round(settings.share * len(task.retained))])
-    mixed = CountingLoader(
-        torch.cat([task.forget.pixels, some.pixels]),
-        torch.cat([task.forget.labels, some.labels]),
-        some.preprocessing,
-        some.device,
-        some.seen,
+    retained = task.retained.subset(order[: round(settings.share * len(task.retained))])
+    loader = CountingLoader(
+        torch.cat([task.forget.pixels, retained.pixels]),
+        torch.cat([task.forget.labels, retained.labels]),
+        retained.preprocessing,
+        retained.device,
+        retained.count_images,
     )
     optimiser = torch.optim.Adam(student.parameters(), settings.rate)
     for _ in range(settings.epochs):
-        for inputs, labels in mixed.shuffled(settings.batch_size, generator):
+        for inputs, labels in loader.shuffled(settings.batch_size, generator):
             with torch.no_grad():
                 good, bad = competent(inputs), incompetent(inputs)
             optimiser.zero_grad()
@@ -65,15 +66,17 @@ def unlearn(task: Task, settings: Settings = SETTINGS) -> Iterator[Result]:
 
 
 def teaching_loss(
-    student: Tensor, competent: Tensor, incompetent: Tensor, forget: Tensor
+    student: Tensor, competent: Tensor, incompetent: Tensor, is_forget: Tensor
 ) -> Tensor:
-    """The mean of the loss above, nats. Logits [n, c] each, bool [n] -> [].
+    """The loss of the module's docstring, in nats: a mean over images.
+
+    Logits [n, c] of the student and both teachers, and a mask bool [n] of the forget images -> [].
 
     >>> z = torch.tensor([[0.0, 0.0], [1.0, 2.0]])
     >>> teaching_loss(z, z, z.flip(1), torch.tensor([True, False]))
     tensor(0.)
     """
-    teacher = torch.where(forget[:, None], incompetent, competent).log_softmax(1)
+    teacher = torch.where(is_forget[:, None], incompetent, competent).log_softmax(1)
     return F.kl_div(student.log_softmax(1), teacher, reduction="batchmean", log_target=True)
 
 

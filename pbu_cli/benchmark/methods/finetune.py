@@ -1,11 +1,11 @@
-"""Go on training the original without the class, and trust that it fades.
+"""Train the original further without the class, so that it forgets the class gradually.
 
 Source: the "finetune" of Panda, Sourav, Prathosh, AAAI 2025, arXiv 2403.16246; cross-entropy on
 the retained images from theta*. Reads the retained images.
 
-From the authors' notebook: Adam at 1e-3. Deviations: a third of the original's epochs, not as many
-(with as many it costs what retraining does); batches, precision and variation of the images are
-the recipe's.
+The optimiser is the one of the authors' notebook, Adam at 1e-3. Deviations: it runs for a third of
+the original's epochs and not for as many, because with as many it costs what retraining does.
+Batch size, precision and augmentation are the recipe's.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SETTINGS = Settings()
 
 
 def epochs(of_original: int, settings: Settings = SETTINGS) -> int:
-    """At least one.
+    """How many epochs the method runs, at least one.
 
     >>> epochs(30), epochs(1)
     (10, 1)
@@ -38,12 +38,16 @@ def epochs(of_original: int, settings: Settings = SETTINGS) -> int:
 
 
 def unlearn(task: Task, settings: Settings = SETTINGS) -> Iterator[Result]:
-    """Cross-entropy on what is left, from the original's weights."""
-    network = task.copied().train()
+    """Minimise the cross-entropy on the retained images, from the original's weights."""
+    network = task.copy_original().train()
     optimiser = torch.optim.Adam(network.parameters(), settings.rate)
-    for inputs, labels in shuffled_epochs(
-        task.retained, task.recipe, epochs(task.recipe.epochs, settings), task.seed
-    ):
+    batches = shuffled_epochs(
+        task.retained,
+        task.recipe,
+        epochs(task.recipe.epochs, settings),
+        generator=torch.Generator().manual_seed(task.seed),
+    )
+    for inputs, labels in batches:
         train_step(network, optimiser, inputs, labels, mixed=task.recipe.mixed)
     yield Result(network.eval())
 

@@ -1,8 +1,9 @@
-"""Control: climb the cross-entropy of the forget images, and stop once they are not recognised.
+"""Control: increase the cross-entropy of the forget images until they are not recognised.
 
-No paper: the plainest idea of all, here from theta*, over all parameters, with Adam and in eval
-mode. It is stopped by the forget images alone, as our own method is: as soon as at most 0.5 % of
-the last 256 that it saw were still answered with their class. Reads the forget images.
+No paper: this is the simplest method. It starts from theta* and trains all parameters with Adam,
+in eval mode. The forget images alone decide when it stops, as with our own method: it stops when
+at most 0.5 % of the last 256 images that it saw were still classified as their class. Reads the
+forget images.
 """
 
 from __future__ import annotations
@@ -22,29 +23,31 @@ class Settings:
     rate: float = 1e-5
     batch_size: int = 64
     epochs: int = 10  # at most
-    window: int = 256
-    recognised: float = FORGOTTEN  # percent
+    window: int = 256  # how many of the last images decide
+    recognised: float = FORGOTTEN  # percent of the window, at most
 
 
 SETTINGS = Settings()
 
 
 def unlearn(task: Task, settings: Settings = SETTINGS) -> Iterator[Result]:
-    """Ascend until the newest images are not recognised."""
+    """Ascend until the images of the window are not recognised, or the epochs are over."""
     generator = torch.Generator().manual_seed(task.seed)
-    network = task.copied().eval()
+    network = task.copy_original().eval()
     optimiser = torch.optim.Adam(network.parameters(), settings.rate)
-    right = torch.zeros(0, dtype=torch.bool, device=task.forget.device)
+    recognised = torch.zeros(0, dtype=torch.bool, device=task.forget.device)
     window = min(settings.window, len(task.forget))
     for _ in range(settings.epochs):
         for inputs, labels in task.forget.shuffled(settings.batch_size, generator):
-            answers = network(inputs)
-            right = torch.cat([right, answers.detach().argmax(1) == labels])[-window:]
-            if len(right) == window and 100 * right.float().mean() <= settings.recognised:
+            logits = network(inputs)
+            latest = logits.detach().argmax(1) == labels
+            recognised = torch.cat([recognised, latest])[-window:]
+            percent = 100 * recognised.float().mean()
+            if len(recognised) == window and percent <= settings.recognised:
                 yield Result(network)
                 return
             optimiser.zero_grad()
-            log_likelihood(answers, labels).backward()
+            log_likelihood(logits, labels).backward()
             optimiser.step()
     yield Result(network)
 

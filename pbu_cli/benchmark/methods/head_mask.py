@@ -1,7 +1,8 @@
-"""Control: the original with the forgotten logit at minus infinity.
+"""Control: the original with the logit of the forgotten class set to minus infinity.
 
-No paper, no training, no data: the network knows of the class what it ever knew. It gets A_Df = 0
-and an A_Dr at least the original's, so accuracy alone proves no forgetting. Reads nothing.
+No paper, no training, no data: the network still knows everything about the class. The mask gets
+A_Df = 0 and an A_Dr of at least the original's, so accuracy alone proves no forgetting. Reads
+nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pbu_cli.evaluation.metrics import head_mask
 
 
 class Masked(nn.Module):
-    """A network that cannot answer with one class.
+    """A network that never predicts one class.
 
     >>> Masked(nn.Identity(), label=0, num_classes=2)(torch.tensor([[5.0, 1.0]]))
     tensor([[-inf, 1.]])
@@ -33,10 +34,10 @@ class Masked(nn.Module):
 
 
 def unlearn(task: Task) -> Iterator[Result]:
-    """Put the mask on."""
+    """Put the mask on the original."""
     device = next(task.original.parameters()).device
     masked = Masked(task.original, task.label, task.num_classes).to(device).eval()
-    yield Result(masked, inside=task.original)
+    yield Result(masked, unmasked=task.original)
 
 
 METHOD = Method("head-mask", "nothing", unlearn, lambda size: 0, {})

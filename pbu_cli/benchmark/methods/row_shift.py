@@ -1,9 +1,9 @@
-"""Control: move one row of the head, just so far that the class is no longer answered.
+"""Control: move one row of the head, just far enough that the class is not predicted.
 
-No paper. With m the mean over the forget images of what the last linear layer is given, w_s becomes
-w_s - t m, with the least t at which at most 0.5 % of the forget images are still answered with s
-(`metrics.row_shift`). One row of one layer changes: a method that does no better on the other
-measures has not forgotten more than this. Reads the forget images.
+No paper. Let m be the mean, over the forget images, of the input of the last linear layer. The
+class's row w_s becomes w_s - t m, with the least t at which at most 0.5 % of the forget images are
+still predicted as s (`metrics.row_shift`). One row of one layer changes: a method that does no
+better than this on the other measures has not forgotten more than this. Reads the forget images.
 """
 
 from __future__ import annotations
@@ -31,18 +31,26 @@ SETTINGS = Settings()
 
 @torch.no_grad()
 def unlearn(task: Task, settings: Settings = SETTINGS) -> Iterator[Result]:
-    """One look at the forget images, then the shift in closed form."""
-    network = task.copied()
+    """Pass the forget images once, then compute the shift in closed form.
+
+    Raises PbuError where the network has no linear head, or no shift achieves the aim.
+    """
+    network = task.copy_original()
     path = head_module(network, (task.metadata or {}).get("architecture"))
     head = None if path is None else network.get_submodule(path)
     if path is None or not isinstance(head, nn.Linear):
-        raise PbuError("row-shift: expected a network that ends in a linear layer: leave it out")
-    rounds = (inputs for inputs, _ in task.forget.batches(settings.batch_size))
-    features, answers = read_head(network, path, rounds)
-    gone = torch.arange(answers.shape[1], device=answers.device) == task.label
-    shift = row_shift(answers, features, gone)
+        raise PbuError(
+            "row-shift: the network does not end in a linear layer; leave the method out"
+        )
+    batches = (inputs for inputs, _ in task.forget.batches(settings.batch_size))
+    features, logits = read_head(network, path, batches)
+    forgotten = torch.arange(logits.shape[1], device=logits.device) == task.label
+    shift = row_shift(logits, features, forgotten)
     if shift is None:
-        raise PbuError("row-shift: the features point away from their mean; no shift would do")
+        raise PbuError(
+            "row-shift: no shift works, because some images' features point away from the mean"
+            " feature; leave the method out"
+        )
     head.weight[task.label] -= shift.to(head.weight)
     yield Result(network)
 

@@ -1,4 +1,4 @@
-"""What every method is given, and what it gives back."""
+"""What a method is given, and what it returns."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ Reads = Literal["nothing", "forget", "retained", "both"]
 
 @dataclass(frozen=True)
 class Task:
-    """Make `original` forget one class.
+    """The task to make `original` forget one class.
 
-    original: the trained network, in eval mode, not to be changed. fresh: an untrained network of
-    the same architecture, its weights drawn by the seed given. forget, retained: training images,
-    empty for a method that does not say it reads them. recipe: how the original was trained.
-    arch, metadata: what `pbu unlearn` is told of the checkpoint, by flag and in the file.
+    original: the trained network in eval mode; a method must not change it. build_untrained:
+    returns a network of the same architecture, its weights drawn by the seed. forget, retained:
+    training images; empty for a method that does not read them. recipe: how the original was
+    trained. arch, metadata: what `pbu unlearn` gets by `--arch` and in the checkpoint.
     """
 
     original: nn.Module
-    fresh: Callable[[int], nn.Module]
+    build_untrained: Callable[[int], nn.Module]
     label: int
     num_classes: int
     forget: CountingLoader
@@ -36,23 +36,26 @@ class Task:
     arch: str | None = None
     metadata: Mapping[str, str] | None = None
 
-    def copied(self) -> nn.Module:
-        """The original, to be changed."""
+    def copy_original(self) -> nn.Module:
+        """A copy of the original that the method may change."""
         return copy.deepcopy(self.original)
 
 
 @dataclass(frozen=True)
 class Result:
-    """A network that should have forgotten; `stage` tells apart several of one run; `inside` is
-    what whoever has the weights finds under a mask."""
+    """A network that should have forgotten the class.
+
+    stage: tells several results of one run apart. unmasked: the network under the mask, where
+    `network` only masks its output; whoever has the weights can take the mask off.
+    """
 
     network: nn.Module
     stage: str = ""
-    inside: nn.Module | None = None
+    unmasked: nn.Module | None = None
 
 
-class Extent(NamedTuple):
-    """How much there is: forget and retained training images, classes, the recipe's epochs."""
+class TaskSize(NamedTuple):
+    """The numbers of forget images, retained images, classes, and epochs of the recipe."""
 
     forget: int
     retained: int
@@ -62,15 +65,16 @@ class Extent(NamedTuple):
 
 @dataclass(frozen=True)
 class Method:
-    """A way to forget.
+    """A way to make a network forget a class.
 
-    reads: the training images it is given. unlearn: the work; yields its results, the last one
-    last, and does nothing while it is not asked for the next, so that it can be stopwatch. passes: how
-    many images it will pass through a network, about: for the time left.
+    reads: which training images it is given. unlearn: a generator of results, the final one last;
+    it works only while a result is asked for, so that its work can be timed. image_passes: about
+    how many times it passes an image through a network, forward and backward, for the estimated
+    time left. settings: stored with its results.
     """
 
     name: str
     reads: Reads
     unlearn: Callable[[Task], Iterator[Result]]
-    passes: Callable[[Extent], float]
+    image_passes: Callable[[TaskSize], float]
     settings: Mapping[str, Any]
