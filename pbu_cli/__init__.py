@@ -1,10 +1,11 @@
 """pbu: make a trained classifier forget a class, from that class's images alone.
 
-The library behind the command line, loaded on first use:
+The library behind the command line. Its names are loaded on first use, so that importing the
+package loads no torch:
 
 >>> import pbu_cli
->>> sorted(pbu_cli.__all__)[:3]
-['ForgetSet', 'Preprocessing', 'Schedule']
+>>> "unlearn_checkpoint" in pbu_cli.__all__
+True
 """
 
 from importlib import import_module
@@ -13,44 +14,86 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from pbu_cli.evaluation.evaluate import evaluate
+    from pbu_cli.errors import PbuError
     from pbu_cli.fisher.diagonal import fisher_diagonal
     from pbu_cli.io.checkpoint import read as read_checkpoint
     from pbu_cli.models.load import load_network
     from pbu_cli.models.parameter_groups import trained_parameters
-    from pbu_cli.settings import Preprocessing, Schedule, Weights
+    from pbu_cli.pipeline.evaluate import AuditOptions, EvaluationResult, evaluate_checkpoint
+    from pbu_cli.pipeline.fisher import FisherResult, fisher_of_checkpoint
+    from pbu_cli.pipeline.unlearn import UnlearningResult, unlearn_checkpoint
+    from pbu_cli.records.writer import RecordFiles
+    from pbu_cli.settings import (
+        DEFAULT,
+        FAST,
+        FisherSettings,
+        InputOptions,
+        Preprocessing,
+        Schedule,
+        UnlearningSettings,
+        Weights,
+    )
     from pbu_cli.unlearning.forget_set import ForgetSet
-    from pbu_cli.unlearning.loop import unlearn
+    from pbu_cli.unlearning.loop import Trainable, unlearn
 
-_HOMES = {
-    "ForgetSet": ("unlearning.forget_set", "ForgetSet"),
-    "Preprocessing": ("settings", "Preprocessing"),
-    "Schedule": ("settings", "Schedule"),
-    "Weights": ("settings", "Weights"),
-    "evaluate": ("evaluation.evaluate", "evaluate"),
-    "fisher_diagonal": ("fisher.diagonal", "fisher_diagonal"),
-    "load_network": ("models.load", "load_network"),
-    "read_checkpoint": ("io.checkpoint", "read"),
-    "trained_parameters": ("models.parameter_groups", "trained_parameters"),
-    "unlearn": ("unlearning.loop", "unlearn"),
+_MODULES = {
+    "AuditOptions": "pipeline.evaluate",
+    "DEFAULT": "settings",
+    "EvaluationResult": "pipeline.evaluate",
+    "FAST": "settings",
+    "FisherResult": "pipeline.fisher",
+    "FisherSettings": "settings",
+    "ForgetSet": "unlearning.forget_set",
+    "InputOptions": "settings",
+    "PbuError": "errors",
+    "Preprocessing": "settings",
+    "RecordFiles": "records.writer",
+    "Schedule": "settings",
+    "Trainable": "unlearning.loop",
+    "UnlearningResult": "pipeline.unlearn",
+    "UnlearningSettings": "settings",
+    "Weights": "settings",
+    "evaluate_checkpoint": "pipeline.evaluate",
+    "fisher_diagonal": "fisher.diagonal",
+    "fisher_of_checkpoint": "pipeline.fisher",
+    "load_network": "models.load",
+    "read_checkpoint": "io.checkpoint",
+    "trained_parameters": "models.parameter_groups",
+    "unlearn": "unlearning.loop",
+    "unlearn_checkpoint": "pipeline.unlearn",
 }
+_OTHER_NAMES = {"read_checkpoint": "read"}  # the name in its module, where it is another one
 
 __all__ = [
+    "DEFAULT",
+    "FAST",
+    "AuditOptions",
+    "EvaluationResult",
+    "FisherResult",
+    "FisherSettings",
     "ForgetSet",
+    "InputOptions",
+    "PbuError",
     "Preprocessing",
+    "RecordFiles",
     "Schedule",
+    "Trainable",
+    "UnlearningResult",
+    "UnlearningSettings",
     "Weights",
-    "evaluate",
+    "evaluate_checkpoint",
     "fisher_diagonal",
+    "fisher_of_checkpoint",
     "load_network",
     "read_checkpoint",
     "trained_parameters",
     "unlearn",
+    "unlearn_checkpoint",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module pbu_cli has no attribute {name}")
-    home, inner = _HOMES[name]
-    return getattr(import_module(f"pbu_cli.{home}"), inner)
+    module = import_module(f"pbu_cli.{_MODULES[name]}")
+    return getattr(module, _OTHER_NAMES.get(name, name))

@@ -1,6 +1,6 @@
-"""What can go wrong, one class per exit code.
+"""The errors that pbu raises on purpose, one class per exit code.
 
-A message is one line: what is wrong, what was expected, what was found, what to do next.
+A message is one line. It says what is wrong, what was expected, what was found and what to do next.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class CriterionNotMet(PbuError):
 
 
 class Stopped(BaseException):
-    """A signal that asks pbu to end; its exit code is 128 and the signal's number.
+    """A signal that asks pbu to end; its exit code is 128 plus the signal's number.
 
-    No Exception, so that nothing that recovers from errors takes it for one.
+    It is not an Exception, so that code that recovers from errors lets it pass.
 
     >>> str(Stopped(15)).partition(";")[0], Stopped(15).exit_code
     ('terminated', 143)
@@ -52,7 +52,7 @@ class Stopped(BaseException):
 
 
 def is_device_full(error: BaseException) -> bool:
-    """Whether a GPU had no more memory: torch's allocator says so, and cuDNN and cuBLAS do.
+    """Whether a GPU ran out of memory, as reported by torch's allocator, cuDNN or cuBLAS.
 
     >>> is_device_full(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"))
     True
@@ -61,16 +61,16 @@ def is_device_full(error: BaseException) -> bool:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the machine or the device had no more memory."""
+    """Whether the machine or the device ran out of memory."""
     of_machine = isinstance(error, MemoryError) or "can't allocate memory" in str(error)
     return of_machine or is_device_full(error)
 
 
 def printable(text: object, limit: int = 300) -> str:
-    r"""Text from outside as one harmless line: control characters escaped, length bounded.
+    r"""Text from outside as one harmless line: control characters escaped, length limited.
 
-    File names, tensor names and metadata come from strangers; a terminal escape in one of them
-    must not reach the terminal.
+    File names, tensor names and metadata come from strangers. A terminal escape sequence in one of
+    them must not reach the terminal.
 
     >>> printable("weights\x1b[2J\n.pt")
     'weights\\x1b[2J\\n.pt'

@@ -1,23 +1,12 @@
-"""The defaults, as frozen dataclasses. No torch here: `--help` shows these numbers."""
+"""The defaults and what a user may set, as frozen dataclasses.
+
+No torch here: `--help` shows these numbers.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
-# Imported for their registration with Pillow: Image.open would else load all of its plugins.
-from PIL import (  # noqa: F401
-    BmpImagePlugin,
-    ExifTags,
-    Image,
-    ImageFile,
-    ImageOps,
-    JpegImagePlugin,
-    PngImagePlugin,
-    TiffImagePlugin,
-    UnidentifiedImageError,
-    WebPImagePlugin,
-)
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from pbu_cli.errors import InvalidUsage
 
@@ -25,74 +14,128 @@ Estimator = Literal["empirical", "exact", "mc"]
 
 SAFETENSORS = ".safetensors"  # suffix of every file of tensors that pbu writes
 SCHEMA = 1  # version of every JSON document and Fisher file that pbu writes
-HEAVIEST = 1e6  # weight of a term; the defaults are between 0.02 and 100
-LEAST_ANCHORS = 16  # if any
+MAX_WEIGHT = 1e6  # of a term of the objective; the defaults are between 0.02 and 100
+MIN_ANCHORS = 16  # with fewer anchors their statistics cannot be compared
 FORGOTTEN = 0.5  # percent of the forget images that may still be recognised
+SMALL_IMAGE = 96  # pixels a side; networks for images up to this size see them without a margin
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights of the objective's terms, all dimensionless.
+    """The weights of the objective's terms, all dimensionless.
 
-    Losses are means over images and the Fisher diagonal is divided by its own mean, so that one
-    setting serves every network. The last three are not in the paper; 0 gives its objective.
+    The losses are means over images and the Fisher diagonal is divided by its own mean, so that
+    one setting serves every network. The last three terms are not in the paper; with all three at
+    0 the objective is the paper's.
     """
 
-    alpha: float = 1.0  # forgetting: how much the class's likelihood weighs
-    beta: float = 0.1  # Fisher-weighted distance from theta*
-    gamma: float = 0.1  # plain squared distance from theta*
-    delta: float = 100.0  # stability of the answers among the other classes
-    epsilon: float = 0.0  # stability of answers and features on the anchors
-    zeta: float = 0.0  # log distance of the forget images' features from those of the anchors
+    alpha: float = 1.0  # forgetting: how much the likelihood of the class weighs
+    beta: float = 0.1  # the Fisher-weighted squared distance from theta*
+    gamma: float = 0.1  # the plain squared distance from theta*
+    delta: float = 100.0  # stability of the logits of the other classes on the forget images
+    epsilon: float = 0.0  # stability of the logits and the features on the anchors
+    zeta: float = 0.0  # separation of the forget images' features from the anchors' features
 
     def __post_init__(self) -> None:
         for name in vars(self):
             value = getattr(self, name)
-            if not 0 <= value <= HEAVIEST:
-                raise InvalidUsage(f"--{name} {value:g}: expected a number from 0 to {HEAVIEST:g}")
+            if not 0 <= value <= MAX_WEIGHT:
+                raise InvalidUsage(
+                    f"--{name} {value:g}: expected a number from 0 to {MAX_WEIGHT:g}"
+                )
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How the objective is descended: one setting for every network and class."""
+    """How the objective is minimised: one setting for every network and class.
 
-    steps: int = 100  # at most; the stopping rule ends a run sooner
+    The names of the fields are part of the written files and of `--json`, so they stay.
+    """
+
+    steps: int = 100  # at most; the stopping rule may end a run sooner
     batch_size: int = 64
-    warm_up: int = 0  # steps in which the rate rises linearly to the full one, ...
-    hold: float = 0.6  # share of the steps at the full rate ...
-    last_rate: float = 0.05  # ... from where the rate falls linearly to this share of its start
+    warm_up: int = 0  # steps in which the learning rate rises linearly to the full rate
+    hold: float = 0.6  # the learning rate starts to fall after this share of the steps
+    last_rate: float = 0.05  # the learning rate falls linearly to this share of the full rate
     head_rate: float = 200.0  # learning rate of the head over that of the other layers
-    steps_to_goal: float = 10.0  # calibration: Adam's first steps would reach the goal in so many
+    steps_to_goal: float = 10.0  # calibration: Adam would reach the goal in this many first steps
     tau: float = 1e-6  # the probability of the class that forgetting aims for
-    restraint: float = 0.0  # weight of log odds below that goal, beside alpha for those above it
-    recognised: float = 0.1  # an image counts as recognised while the class holds more than this
-    window: int = 256  # the recent forget images by which a run is judged
-    growth: float = 0.1  # alpha grows by this share a step while too many are recognised ...
-    ceiling: float = 30.0  # ... to at most this many times its start, and falls back to it else
+    restraint: float = 0.0  # weight of log odds below that goal, relative to alpha's start
+    recognised: float = 0.1  # an image is recognised while its class holds more probability
+    window: int = 256  # a run is judged by this many of the most recent forget images
+    growth: float = 0.1  # alpha grows by this share a step while too many images are recognised
+    ceiling: float = 30.0  # alpha grows to at most this many times its start
     seed: int = 0
-    most_drift: float = 1.0  # nats, of forget images or, where there are any, of anchors
-    inversion: int = 20  # steps in which an anchor is made
-    mirror: float = 0.0  # share recognised mirrored from which mirror images join; 0: never
-    imagined: float = 0.2  # inputs of the class made from anchors, for each forget image
-    apart: float = 0.09  # share that may stay of the distance of forget images from anchors, ...
-    least_apart: float = 2.5  # ... but not less than this
-    scatter: float = 0.75  # share of the scatter of forget images, in squares, that has to stay
+    most_drift: float = 1.0  # nats, measured on the anchors if there are any, else on forget images
+    inversion: int = 20  # optimisation steps that make an anchor
+    mirror: float = 0.0  # mirrored images join from this recognised share on; 0: they never do
+    imagined: float = 0.2  # synthetic forget inputs for each forget image
+    apart: float = 0.09  # share of the distance between forget images and anchors that may remain
+    least_apart: float = 2.5  # the distance may always remain at least this large
+    scatter: float = 0.75  # share of the variance of the forget images' features that has to remain
 
 
 @dataclass(frozen=True)
-class Preset:
-    """What belongs together: weights, schedule, which parameters train, and how many anchors."""
+class UnlearningSettings:
+    """Everything that decides how a class is forgotten.
 
-    weights: Weights
-    schedule: Schedule
-    layers: str
-    anchors: int
+    layers: which parameters train, `stage`, `last`, `head`, `all` or a regular expression on
+    their names. anchors: how many anchors are made. estimator, draws: how the Fisher diagonal is
+    estimated where no Fisher file is given.
+    """
+
+    weights: Weights = field(default_factory=Weights)
+    schedule: Schedule = field(default_factory=Schedule)
+    layers: str = "last"
+    anchors: int = 0
+    estimator: Estimator = "empirical"
+    draws: int = 1
+
+    def adjusted(self, **changes: Any) -> UnlearningSettings:
+        """The same with some settings changed, by name, whether of weights, schedule or these.
+
+        A change to None changes nothing.
+
+        >>> FAST.adjusted(alpha=2.0, steps=50, anchors=None).schedule.steps
+        50
+        """
+        given = {name: value for name, value in changes.items() if value is not None}
+        weights = {name: given.pop(name) for name in vars(self.weights) if name in given}
+        schedule = {name: given.pop(name) for name in vars(self.schedule) if name in given}
+        return replace(
+            self,
+            weights=replace(self.weights, **weights),
+            schedule=replace(self.schedule, **schedule),
+            **given,
+        )
+
+    def within_batch(self, batch_size: int) -> UnlearningSettings:
+        """The same with steps that pass at most `batch_size` images through the network.
+
+        A step passes as many anchors as forget images, if there are anchors. Raises InvalidUsage
+        where the number of anchors and the weights of their terms do not go together.
+        """
+        weights, anchors = self.weights, self.anchors
+        if 0 < anchors < MIN_ANCHORS:
+            raise InvalidUsage(
+                f"--anchors {anchors}: expected 0 or at least {MIN_ANCHORS}, whose statistics can"
+                " be compared; 0 needs --epsilon 0 --zeta 0, or --fast"
+            )
+        if bool(anchors) != bool(weights.epsilon or weights.zeta):
+            raise InvalidUsage(
+                f"--anchors {anchors} with --epsilon {weights.epsilon:g} --zeta {weights.zeta:g}:"
+                " needs both or neither: give anchors and a weight, or --fast alone for neither"
+            )
+        most = batch_size // 2 if anchors else batch_size
+        return self.adjusted(batch_size=max(1, min(self.schedule.batch_size, most)))
 
 
-# The answers alone, in seconds; also the frame of the paper's own objective, with delta = 0.
-FAST = Preset(Weights(), Schedule(), "last", 0)
-# The features too: with a head that trains the logits would move and the features stay.
-DEEP = Preset(
+# The logits change and the features hardly do, in seconds. With delta = 0 it is the frame of the
+# paper's own objective.
+FAST = UnlearningSettings()
+# The features change too. The head does not train: if it did, its logits would move and the
+# features would stay as they are.
+DEFAULT = UnlearningSettings(
     Weights(alpha=1.0, beta=0.02, gamma=0.02, delta=10.0, epsilon=80.0, zeta=5.0),
     Schedule(
         steps=300,
@@ -101,18 +144,31 @@ DEEP = Preset(
         last_rate=0.0,
         steps_to_goal=4.0,
         restraint=1.0,
-        tau=4.5e-5,  # where networks trained without the class have it: log odds of about -10
+        tau=4.5e-5,  # log odds of about -10, as in networks that were trained without the class
         most_drift=0.5,
         mirror=0.95,
     ),
-    "stage",
-    2048,
+    layers="stage",
+    anchors=2048,
 )
 
 
 @dataclass(frozen=True)
+class FisherSettings:
+    """How a Fisher diagonal is measured, and of which parameters; `layers` as in unlearning."""
+
+    estimator: Estimator = "empirical"
+    draws: int = 1
+    seed: int = 0
+    layers: str = "all"
+
+
+@dataclass(frozen=True)
 class Preprocessing:
-    """Pixels in [0, 1], less `mean`, over `std`, one number a channel; size (height, width)."""
+    """Pixels in [0, 1], less `mean`, over `std`, one number a channel; size (height, width).
+
+    Fisher files hold the repr of this class, so its name and its fields stay.
+    """
 
     size: tuple[int, int]
     mean: tuple[float, ...]
@@ -135,12 +191,14 @@ NORMALISATIONS: dict[str, tuple[tuple[float, float, float], tuple[float, float, 
 }
 
 
-SMALL = 96  # pixels; networks for images up to this size are trained without a margin ...
-
-
 @dataclass(frozen=True)
 class InputOptions:
-    """What the user said about network and images; None or empty is for pbu to infer."""
+    """What the user says about the network and the images; None or empty is for pbu to infer.
+
+    arch: a torchvision name, or FILE.py:FUNCTION or pkg.mod:FUNCTION. labels: class indices or
+    names, one for all folders or one for each. mean, std: one number a channel, of pixels in
+    [0, 1]. size: (height, width) in pixels. batch_size: images per forward pass.
+    """
 
     arch: str | None = None
     labels: tuple[str, ...] = ()

@@ -1,6 +1,6 @@
-"""The command line, a module for each command: parse, call, render.
+"""The typer application: all commands and `--version`.
 
-torch is imported inside the commands, so that `--help` and usage errors answer at once.
+The commands import torch inside their bodies, so that `--help` and usage errors answer at once.
 """
 
 from __future__ import annotations

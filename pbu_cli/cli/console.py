@@ -24,11 +24,13 @@ from pbu_cli.errors import PbuError, printable
 from pbu_cli.io.strict_json import to_json
 from pbu_cli.settings import SCHEMA
 
-PIPED_WIDTH = 200  # columns; a pipe has no width, and wrapped cells cannot be cut by column
+# A pipe has no width of its own. Rows up to this width are not wrapped: `cut` and
+# `awk` can read them.
+PIPED_WIDTH = 200
 
 
 class Screen:
-    """Where one command writes. With `as_json` stdout gets one document and nothing else."""
+    """Where one command writes. With `as_json`, stdout gets one JSON document and nothing else."""
 
     def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
         self.as_json = as_json
@@ -37,9 +39,9 @@ class Screen:
         self.err = _console(sys.stderr)
 
     def note(self, what: str, value: str, source: str) -> None:
-        """One thing that was inferred, and from what evidence."""
+        """Show one thing that was inferred, and what it was inferred from."""
         if not self.quiet:
-            line = Text(f"{what + ':':<15}", "bold")
+            line = Text(f"{what + ': ':<15}", "bold")
             line.append(printable(value, 1000), "cyan").append(f"  ({printable(source, 1000)})")
             self.err.print(line, soft_wrap=True)
 
@@ -48,7 +50,7 @@ class Screen:
         self.err.print(line, soft_wrap=True)
 
     def echo(self, command: str) -> None:
-        """A command about to be run, as the user could type it."""
+        """Show a command that is about to run, as the user could type it."""
         if not self.quiet:
             self.err.print()
             self.err.print(Text("$ ", "bold green").append(printable(command, 2000), "bold"))
@@ -56,7 +58,7 @@ class Screen:
     def table(
         self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *captions: str
     ) -> None:
-        """The first column to the left, the numbers of all others to the right; captions below."""
+        """Print a table and its captions: the first column left-aligned, others right-aligned."""
         if self.as_json:
             return
         terminal = self.out.is_terminal
@@ -65,7 +67,7 @@ class Screen:
             table.add_column(Text(column), justify="right" if place else "left", overflow="fold")
         for row in rows:
             table.add_row(*(Text(printable(cell)) for cell in row))
-        # Title and caption stand outside: inside, rich would wrap them at the table's width.
+        # Title and captions are printed outside the table, because rich wraps them at its width.
         self.out.print(Text(printable(title), "bold"), soft_wrap=True)
         self.out.print(table)
         for line in captions:
@@ -74,12 +76,12 @@ class Screen:
             self.out.print()
 
     def line(self, text: str) -> None:
-        """One line of the result."""
+        """Print one line of the result."""
         if not self.as_json:
             self.out.print(Text(printable(text, 2000)), soft_wrap=True)
 
     def document(self, content: Mapping[str, Any]) -> None:
-        """The one JSON document of `--json`; NaN, which JSON lacks, becomes null."""
+        """Print the JSON document of `--json`; JSON has no NaN, so NaN becomes null."""
         if not self.as_json:
             return
         try:
@@ -88,11 +90,11 @@ class Screen:
         except BrokenPipeError:
             silence(sys.stdout)
         except OSError as error:
-            _lost(sys.stdout, error)
+            _handle_lost(sys.stdout, error)
 
     @contextmanager
     def progress(self, what: str, total: int | None) -> Iterator[Callable[[int, str], None]]:
-        """A bar on stderr; the function given takes how many are done now and a remark."""
+        """A progress bar on stderr; the function yielded takes the number done and a remark."""
         if self.quiet or not self.err.is_terminal:
             yield lambda done, remark: None
             return
@@ -109,24 +111,24 @@ class Screen:
 
 
 def error_line(message: str) -> None:
-    """One line on stderr, whatever the message holds."""
+    """Print one line on stderr, whatever the message contains."""
     line = Text("error: ", "bold red").append(printable(message, 2000))
     _console(sys.stderr).print(line, soft_wrap=True)
 
 
 def silence(stream: TextIO) -> None:
-    """Send what is still written to a stream whose reader has left to nowhere.
+    """Discard everything that is written to a stream from now on, because its reader has gone.
 
-    The work goes on and the exit code tells how it ended: whoever reads only the first lines of
-    `pbu unlearn` wants the checkpoint all the same.
+    The work goes on, and the exit code tells how it ended: a user who reads only the first lines
+    of `pbu unlearn` still wants the checkpoint.
     """
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, stream.fileno())
+    os.close(devnull)
 
 
-def _lost(stream: Any, error: OSError) -> None:
-    """A stream takes no more: PbuError of stdout; of stderr there is nobody left to tell."""
+def _handle_lost(stream: Any, error: OSError) -> None:
+    """Handle a stream that takes no more output: raise PbuError for stdout, nothing for stderr."""
     silence(stream)
     if stream is not sys.stderr:
         raise PbuError(
@@ -140,14 +142,14 @@ class _Console(Console):
         try:
             super().print(*objects, **options)
         except OSError as error:
-            _lost(self.file, error)
+            _handle_lost(self.file, error)
 
     def on_broken_pipe(self) -> None:
-        silence(self.file)  # type: ignore[arg-type]  # rich's own would exit with 1
+        silence(self.file)  # type: ignore[arg-type]  # rich's own method exits with 1
 
 
 def error_document(message: str, exit_code: int) -> dict[str, Any]:
-    """What `--json` prints where there is no result.
+    """The JSON document of a command that failed.
 
     >>> error_document("no such file", 3)["error"]
     {'message': 'no such file', 'exit_code': 3}
@@ -157,7 +159,7 @@ def error_document(message: str, exit_code: int) -> dict[str, Any]:
 
 
 def percent(value: float | None) -> str:
-    """Percent to two places, aligned; an unknown is said to be unknown, not zero.
+    """A percentage with two decimals, or `unknown` where it is not known.
 
     >>> percent(99.5), percent(None)
     ('99.50', 'unknown')

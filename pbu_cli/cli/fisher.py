@@ -1,10 +1,10 @@
-"""`pbu fisher`: measure the Fisher diagonal, write it, say where it lies."""
+"""`pbu fisher`: measure the Fisher diagonal, write it, and show where its mass lies."""
 
 from __future__ import annotations
 
-import os
-from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import typer
 
 from pbu_cli.cli.options import (
     Arch,
@@ -28,13 +28,19 @@ from pbu_cli.cli.options import (
     Size,
     SkipBad,
     Std,
+    Verbose,
     input_options,
 )
-from pbu_cli.cli.session import beside, finish_dry, heading, open_session, prepare_inputs
-from pbu_cli.settings import SAFETENSORS
+from pbu_cli.cli.session import finish_dry, open_session
+from pbu_cli.settings import FisherSettings
+
+if TYPE_CHECKING:
+    from pbu_cli.cli.console import Screen
+    from pbu_cli.pipeline.fisher import FisherResult
 
 
 def fisher(
+    context: typer.Context,
     checkpoint: Checkpoint,
     forget: Forget,
     output: Output = None,
@@ -56,63 +62,47 @@ def fisher(
     dry_run: DryRun = False,
     as_json: Json = False,
     quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Measure the Fisher diagonal of the forget images and write it to a file."""
-    from pbu_cli.cli.session import stopwatch
-    from pbu_cli.fisher.fisher_file import write_fisher
-    from pbu_cli.io.atomic_files import check_output, exclusive_output
-    from pbu_cli.pipeline.fisher import measure_fisher
+    from pbu_cli.pipeline.fisher import FisherRequest, prepare_fisher, run_fisher
+    from pbu_cli.pipeline.session import stopwatch
 
-    screen, log = open_session(as_json, quiet)
-    options = input_options(
-        arch, label, mean, std, size, channels, device, batch_size, skip_bad, deterministic
+    screen, session = open_session(as_json, quiet, verbose)
+    request = FisherRequest(
+        checkpoint,
+        tuple(forget),
+        output,
+        FisherSettings(estimator, draws, seed, layers),
+        input_options(context.params),
+        force,
     )
-    place = output or beside(checkpoint, ".fisher.safetensors")
-    if os.access(checkpoint, os.R_OK):  # else that is what to say
-        check_output(place, force=force, sources=(checkpoint,), suffix=SAFETENSORS)
-    lap = stopwatch()
-    prepared = prepare_inputs(checkpoint, forget, options, layers, log, screen)
-    shapes = prepared.loaded.checkpoint.shapes
-    count = sum(prod(shapes[name]) for name in prepared.trained)
-    check_output(place, force=force, sources=(checkpoint,), size=4 * count, suffix=SAFETENSORS)
+    elapsed = stopwatch()
+    inputs = prepare_fisher(request, session)
     if dry_run:
-        finish_dry(screen, log, "fisher", place)
+        finish_dry(screen, session, "fisher", request.place)
         return
-    loading = lap()
-    images = len(prepared.images.pixels)
-    with exclusive_output(place, force=force):
-        with screen.progress("Fisher", images) as bar:
-            diagonal = measure_fisher(
-                prepared, estimator, draws=draws, seed=seed, done=lambda n: bar(n, "")
-            )
-        measuring = lap()
-        write_fisher(place, prepared, diagonal, estimator, draws, seed)
-    total = sum(value.cpu().double().sum().item() for value in diagonal.values())
+    result = run_fisher(request, inputs, session, loading=elapsed())
+    _show(screen, result)
+    screen.document(result.document)
+
+
+def _show(screen: Screen, result: FisherResult) -> None:
     blocks: dict[str, list[str]] = {}
-    for name in prepared.trained:
+    for name in result.diagonal:
         blocks.setdefault(".".join(name.split(".")[:-1][:2]) or name, []).append(name)
     rows = [
-        _block_row(block, [diagonal[n] for n in inner], total) for block, inner in blocks.items()
+        _block_row(block, [result.diagonal[name] for name in names], result.trace)
+        for block, names in blocks.items()
     ]
     screen.table(
-        f"Fisher diagonal, {estimator}, summed over {images} forget images",
+        f"Fisher diagonal, {result.estimator}, summed over {result.images} forget images",
         ("block", "parameters", "sum", "mean", "share %"),
         rows,
-        f"{count:,} parameters; loaded in {loading:.1f} s, measured in {measuring:.1f} s",
+        f"{result.parameters:,} parameters; loaded in {result.seconds['load']:.1f} s, measured in"
+        f" {result.seconds['fisher']:.1f} s",
     )
-    screen.line(f"wrote {place}")
-    screen.document(
-        {
-            **heading("fisher", log),
-            "output": str(place),
-            "estimator": estimator,
-            "images": images,
-            "skipped": len(prepared.images.bad),
-            "parameters": count,
-            "trace": total,
-            "seconds": {"load": loading, "fisher": measuring},
-        }
-    )
+    screen.line(f"wrote {result.output}")
 
 
 def _block_row(block: str, values: list[Any], total: float) -> tuple[str, ...]:

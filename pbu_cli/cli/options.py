@@ -1,21 +1,18 @@
-"""The options that commands share, declared once, and what their text means.
+"""The flags that several commands share, each declared once, and what their texts mean.
 
-With `cli` the only importer of typer. No torch here.
+No torch here: `--help` and usage errors answer at once.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
 from pbu_cli.errors import InvalidUsage, printable
-from pbu_cli.settings import Estimator
-
-if TYPE_CHECKING:
-    from pbu_cli.settings import InputOptions
-
+from pbu_cli.settings import Estimator, InputOptions
 
 NETWORK, IMAGES, OUTPUT = "Network", "Images", "Output"  # panels of --help
 
@@ -128,7 +125,8 @@ Layers = Annotated[
 EstimatorFlag = Annotated[
     Estimator,
     typer.Option(
-        help="Fisher diagonal: of the labels, of the model's own answers, or drawn from them."
+        help="Fisher diagonal. empirical: of the images' own labels; exact: the expectation over"
+        " the model's predictions; mc: of labels drawn from the predictions."
     ),
 ]
 Draws = Annotated[int, typer.Option(min=1, help="Draws per image of --estimator mc.")]
@@ -147,7 +145,7 @@ Force = Annotated[
     bool,
     typer.Option(
         "--force",
-        help="Replace an existing output; of unlearn it may be the checkpoint itself.",
+        help="Replace an existing output.",
         rich_help_panel=OUTPUT,
     ),
 ]
@@ -157,6 +155,10 @@ Json = Annotated[
 Quiet = Annotated[
     bool,
     typer.Option("--quiet", "-q", help="No progress and no notes.", rich_help_panel=OUTPUT),
+]
+Verbose = Annotated[
+    bool,
+    typer.Option("--verbose", help="Log the steps of the run to stderr.", rich_help_panel=OUTPUT),
 ]
 DryRun = Annotated[
     bool,
@@ -193,43 +195,35 @@ Require = Annotated[
 ]
 
 
-def input_options(
-    arch: str | None,
-    labels: list[str] | None,
-    mean: str | None,
-    std: str | None,
-    size: str | None,
-    channels: int | None,
-    device: str,
-    batch_size: int,
-    skip_bad: bool,
-    deterministic: bool = False,
-) -> InputOptions:
-    from pbu_cli.settings import InputOptions
+def input_options(flags: Mapping[str, Any]) -> InputOptions:
+    """What the flags of a command, by parameter name, say about network and images.
 
+    Raises InvalidUsage where the text of a flag cannot be read.
+    """
     return InputOptions(
-        arch=arch,
-        labels=tuple(labels or ()),
-        mean=_numbers("--mean", mean),
-        std=_numbers("--std", std, positive=True),
-        size=pixels_of(size),
-        channels=channels,
-        device=device,
-        batch_size=batch_size,
-        skip_bad=skip_bad,
-        deterministic=deterministic,
+        arch=flags["arch"],
+        labels=tuple(flags["label"] or ()),
+        mean=_numbers("--mean", flags["mean"]),
+        std=_numbers("--std", flags["std"], positive=True),
+        size=size_in_pixels(flags["size"]),
+        channels=flags["channels"],
+        device=flags["device"],
+        batch_size=flags["batch_size"],
+        skip_bad=flags["skip_bad"],
+        deterministic=flags["deterministic"],
     )
 
 
 def _numbers(flag: str, text: str | None, *, positive: bool = False) -> tuple[float, ...] | None:
+    """The numbers of a text such as `0.485,0.456,0.406`."""
     if text is None:
         return None
     try:
         numbers = tuple(float(part) for part in text.split(","))
     except ValueError:
         numbers = ()
-    sound = all(abs(number) < 1e6 and (number > 0 or not positive) for number in numbers)
-    if not numbers or not sound:
+    valid = all(abs(number) < 1e6 and (number > 0 or not positive) for number in numbers)
+    if not numbers or not valid:
         kind = "positive numbers" if positive else "numbers"
         raise InvalidUsage(
             f"{flag} {printable(text)}: expected {kind} such as 0.485,0.456,0.406, one a channel"
@@ -237,7 +231,12 @@ def _numbers(flag: str, text: str | None, *, positive: bool = False) -> tuple[fl
     return numbers
 
 
-def pixels_of(text: str | None) -> tuple[int, int] | None:
+def size_in_pixels(text: str | None) -> tuple[int, int] | None:
+    """(height, width) of a text such as `224` or `192x256`.
+
+    >>> size_in_pixels("224"), size_in_pixels("192x256")
+    ((224, 224), (192, 256))
+    """
     if text is None:
         return None
     parts = text.lower().split("x")

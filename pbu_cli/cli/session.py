@@ -1,112 +1,84 @@
-"""What every command does alike: what is said as it runs, the prepared, the document, the end."""
+"""What every command does alike: open a session on the screen, show what is inferred, finish."""
 
 from __future__ import annotations
 
+import logging
 import sys
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pbu_cli import __version__
-from pbu_cli.errors import CriterionNotMet
-from pbu_cli.inputs.prepare import UnlearningInputs
-from pbu_cli.settings import SCHEMA
+from pbu_cli.errors import CriterionNotMet, printable
 
 if TYPE_CHECKING:
     from pbu_cli.cli.console import Screen
-    from pbu_cli.inputs.prepare import UnlearningInputs
-    from pbu_cli.settings import InputOptions
+    from pbu_cli.pipeline.session import Session
+
+LOG_FORMAT = "%(relativeCreated)7.0f ms  %(name)s: %(message)s"
 
 
-def stopwatch() -> Callable[[], float]:
-    """A stopwatch: seconds since the last reading."""
-    last = time.perf_counter()
+def open_session(as_json: bool, quiet: bool, verbose: bool = False) -> tuple[Screen, Session]:
+    """The screen of one command, and the session that shows its inferences and progress on it.
 
-    def lap() -> float:
-        nonlocal last
-        now = time.perf_counter()
-        seconds, last = now - last, now
-        return seconds
-
-    return lap
-
-
-def open_session(as_json: bool, quiet: bool) -> tuple[Screen, Log]:
+    verbose: log what the package does, by Python's logging, to stderr.
+    """
     from pbu_cli.cli.console import Screen
+    from pbu_cli.inputs.inferred import InferenceLog
+    from pbu_cli.pipeline.session import Session
 
+    if verbose:
+        log_to_stderr()
     screen = Screen(as_json=as_json, quiet=quiet)
-    return screen, Log(screen)
+
+    class ScreenSession(Session):
+        def progress(
+            self, what: str, total: int | None
+        ) -> AbstractContextManager[Callable[[int, str], None]]:
+            if verbose:  # the lines of the log would break the bar
+                return super().progress(what, total)
+            return screen.progress(what, total)
+
+    log = InferenceLog(
+        lambda inferred: screen.note(**inferred.entry()),
+        screen.warn,
+    )
+    return screen, ScreenSession(log, getattr(sys.stdin, "buffer", None))
 
 
-class Log:
-    """What was inferred and warned of, shown as it happens and kept for the JSON document."""
+class _PrintableFormatter(logging.Formatter):
+    """One harmless line a message: names of tensors and files come from strangers."""
 
-    def __init__(self, screen: Screen) -> None:
-        self.entries: list[dict[str, str]] = []
-        self.warnings: list[str] = []
-        self._screen = screen
-
-    def warn(self, messages: Iterable[str]) -> None:
-        for message in messages:
-            self.warnings.append(message)
-            self._screen.warn(message)
-
-    def __call__(self, what: str, value: str, source: str) -> None:
-        self.entries.append({"what": what, "value": value, "source": source})
-        self._screen.note(what, value, source)
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record), 4000)
 
 
-def prepare_inputs(
-    checkpoint: Path,
-    forget: list[str],
-    options: InputOptions,
-    layers: str,
-    log: Log,
-    screen: Screen,
-) -> UnlearningInputs:
-    from pbu_cli.inputs.loaded_model import load_model
-    from pbu_cli.inputs.prepare import assemble
-
-    loaded = load_model(checkpoint, options, log)
-    with screen.progress("decoding", None) as bar:
-        prepared = assemble(
-            loaded,
-            forget,
-            options,
-            log,
-            layers=layers,
-            stdin=getattr(sys.stdin, "buffer", None),
-            decoding=lambda count: bar(count, "images"),
-        )
-    log.warn(prepared.warnings)
-    return prepared
+def log_to_stderr() -> None:
+    """Have the package's loggers write to stderr, once."""
+    logger = logging.getLogger("pbu_cli")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(_PrintableFormatter(LOG_FORMAT))
+        logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
 
 
-def beside(checkpoint: Path, ending: str) -> Path:
-    return checkpoint.parent / (checkpoint.stem + ending)
-
-
-def finish_dry(screen: Screen, log: Log, command: str, place: Path) -> None:
+def finish_dry(screen: Screen, session: Session, command: str, place: Path) -> None:
+    """Say what a dry run would write."""
     screen.line(f"dry run: nothing was written; would write {place}")
-    screen.document({**heading(command, log), "output": str(place), "dry_run": True})
+    screen.document({**session.heading(command), "output": str(place), "dry_run": True})
 
 
 def finish(screen: Screen, document: dict[str, Any], failure: str) -> None:
-    """Print the document; where a criterion does not hold, with the error in it, and raise that."""
+    """Print the JSON document of a command, and raise CriterionNotMet where there is a failure.
+
+    The document then has the error in it.
+    """
     from pbu_cli.cli.console import error_document
 
+    if not failure:
+        screen.document(document)
+        return
     error = CriterionNotMet(failure)
-    screen.document({**document, **(error_document(failure, error.exit_code) if failure else {})})
-    if failure:
-        raise error
-
-
-def heading(command: str, log: Log) -> dict[str, Any]:
-    return {
-        "schema": SCHEMA,
-        "pbu": __version__,
-        "command": command,
-        "inferred": log.entries,
-        "warnings": log.warnings,
-    }
+    screen.document({**document, **error_document(failure, error.exit_code)})
+    raise error

@@ -1,8 +1,8 @@
-"""SIGINT, SIGTERM and SIGHUP: an orderly end, or a prompt one where that does not come.
+"""SIGINT, SIGTERM and SIGHUP: an orderly end, or a forced end where that takes too long.
 
-Python hears of a signal between two of its own instructions, and a single one of torch's may take
-long. So the first signal raises `Stopped` where the main thread stands, and a second thread ends
-the process if that has not happened soon, or at once if a second signal comes.
+Python handles a signal between two of its own instructions, and one call into torch may take long.
+So the first signal raises `Stopped` in the main thread. A second thread ends the process where
+that has no effect within GRACE seconds, or at once where a second signal arrives.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ GRACE = 1.5  # seconds from the first signal to the end of the process
 
 
 def install_handlers() -> None:
-    """End in order on the signals that ask for it; one that nohup has set aside stays so."""
+    """Install the handlers. A signal that is ignored, as SIGHUP is under nohup, stays ignored."""
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
@@ -40,7 +40,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def _watch(reading: int) -> None:
-    """Wait for the first signal, then for the second or the end of the grace."""
+    """Wait for the first signal, then for a second one or for the end of the grace period."""
     number = os.read(reading, 1)[0]
     select.select([reading], [], [], GRACE)
     remove_partial()
@@ -50,6 +50,7 @@ def _watch(reading: int) -> None:
 
 
 def _unless_stopped(found: Any) -> None:
-    """A `Stopped` that met a finaliser, which cannot pass it on, is left to the watch."""
+    """Be silent about a `Stopped` that was raised inside a finaliser, which cannot pass it on: the
+    watching thread ends the process."""
     if not isinstance(found.exc_value, Stopped):
         sys.__unraisablehook__(found)

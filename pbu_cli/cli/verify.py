@@ -1,26 +1,23 @@
-"""`pbu verify`: what holds of a run record."""
+"""`pbu verify`: compute the digests of a run record again and say which of them hold."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pbu_cli.cli.options import IMAGES, Json, Quiet
-from pbu_cli.cli.session import finish, heading, open_session
+from pbu_cli.cli.options import IMAGES, Json, Quiet, Verbose
+from pbu_cli.cli.session import finish, open_session
 
 
 def verify(
-    record: Annotated[
-        Path, typer.Argument(metavar="RECORD", help="A file that --record has written.")
-    ],
+    record: Annotated[Path, typer.Argument(metavar="RECORD", help="A file that --record wrote.")],
     record_key: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="The key that unlearn --record-key has written.",
+            help="The key that unlearn --record-key wrote.",
             rich_help_panel=IMAGES,
         ),
     ] = None,
@@ -34,17 +31,18 @@ def verify(
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Compute every digest of a run record again and say what holds; 5 where something does not."""
     from pbu_cli.records.verifier import verify as check
     from pbu_cli.records.writer import read_key
 
-    screen, log = open_session(as_json, quiet)
+    screen, session = open_session(as_json, quiet, verbose)
     findings = check(
         record,
         None if record_key is None else read_key(record_key),
         forget or (),
-        getattr(sys.stdin, "buffer", None),
+        session.stdin,
     )
     words = {True: "yes", False: "NO", None: "unknown"}
     screen.table(
@@ -56,7 +54,7 @@ def verify(
     failed = [f"{f.what}: {f.detail}" for f in findings if f.holds is False]
     finish(
         screen,
-        {**heading("verify", log), "findings": [vars(f) for f in findings], "holds": not failed},
+        {**session.heading("verify"), "findings": [vars(f) for f in findings], "holds": not failed},
         f"{record}: {len(failed)} of {len(findings)} do not hold: {'; '.join(failed)}"
         if failed
         else "",

@@ -8,22 +8,18 @@ from pathlib import Path
 import torch
 
 from pbu_cli.errors import CheckpointError, printable
-from pbu_cli.inputs.inferred import Note
+from pbu_cli.inputs.inferred import InferenceLog, Inferred
 from pbu_cli.io.checkpoint import Checkpoint, read
 from pbu_cli.models.channels_last import put_channels_last
 from pbu_cli.models.load import Network, load_network, try_out
 from pbu_cli.models.model_config import Description, describe
-from pbu_cli.runtime.device import (
-    choose_device,
-    compute_alike,
-    compute_in_float32,
-)
+from pbu_cli.runtime.device import choose_device, compute_deterministically, compute_in_float32
 from pbu_cli.settings import InputOptions
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A checkpoint, what is written about it, and its network on the device."""
+    """A checkpoint, what its config.json and metadata say, and its network on the device."""
 
     checkpoint: Checkpoint
     description: Description
@@ -31,30 +27,32 @@ class LoadedModel:
     device: torch.device
 
     def class_name(self, index: int) -> str:
+        """The class as messages show it: its index and, where it is known, its name."""
         names = self.description.label_names
         return f"{index} {names[index]}" if names and index < len(names) else str(index)
 
 
-def load_model(path: Path, options: InputOptions, note: Note) -> LoadedModel:
+def load_model(path: Path, options: InputOptions, log: InferenceLog) -> LoadedModel:
     """Read a checkpoint and build its network; see `load_network` for the errors."""
     checkpoint = read(path)
     description = describe(path, checkpoint.metadata)
     network = load_network(checkpoint, options.arch, description)
-    note("architecture", network.name, network.source)
+    log.add(Inferred("architecture", network.name, network.source))
     device = choose_device(options.device)
     compute_in_float32()
     if options.deterministic:
-        compute_alike(device)
+        compute_deterministically(device)
     network.module.to(device)
     return LoadedModel(checkpoint.under(network.prefix), description, network, device)
 
 
-def tried(
+def validated(
     loaded: LoadedModel, channels: int, size: tuple[int, int], options: InputOptions
 ) -> LoadedModel:
-    """The loaded, its network tried out on images of this shape and its classes as described.
+    """The same model after a forward pass on images of this shape, which tells its classes.
 
-    Raises what `try_out` raises, and CheckpointError where config.json or metadata disagree.
+    Raises what `try_out` raises, and CheckpointError where config.json or the metadata disagree
+    with the number of classes that the network gives logits for.
     """
     flagged = options.size is not None or options.channels is not None
     network = try_out(loaded.network, channels, size, flagged=flagged)
@@ -80,8 +78,9 @@ def tried(
     return replace(loaded, network=network)
 
 
-def unsound(loaded: LoadedModel) -> CheckpointError:
+def not_finite(loaded: LoadedModel) -> CheckpointError:
+    """The error for a network whose logits are not all finite numbers."""
     return CheckpointError(
-        f"{printable(loaded.checkpoint.path)}: answers the images with NaN or infinity; expected"
+        f"{printable(loaded.checkpoint.path)}: gives NaN or infinity for the images; expected"
         " finite logits: check the weights, --mean and --std"
     )

@@ -1,7 +1,8 @@
-"""A prepared: the network, the forget images and everything inferred from them, ready to work on."""
+"""Prepare a run: decode the forget images, resolve what was not said, find the frozen backbone."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -10,46 +11,47 @@ import torch
 from torch import Tensor
 
 from pbu_cli.data.decoding import DecodedImages, decode
-from pbu_cli.data.image_folders import list_groups
-from pbu_cli.data.label_inference import resolve_label
-from pbu_cli.data.preprocessing import batches, normalise
+from pbu_cli.data.image_folders import Group, list_groups
+from pbu_cli.data.label_inference import Label
+from pbu_cli.data.preprocessing import batches, input_batches, normalise
 from pbu_cli.errors import ImageError, InvalidUsage, printable
-from pbu_cli.inputs.inferred import Note
-from pbu_cli.inputs.loaded_model import LoadedModel, tried, unsound
+from pbu_cli.inputs.inferred import InferenceLog, Inferred
+from pbu_cli.inputs.loaded_model import LoadedModel, not_finite, validated
 from pbu_cli.inputs.resolve import (
-    given_labels,
-    groups_by_class,
-    left_out,
+    labels_from_flags,
+    resolve_class_folders,
+    resolve_labels,
     resolve_normalisation,
     resolve_size,
+    unreadable_images,
 )
 from pbu_cli.models.frozen_backbone import SplitPoint, bytes_held, extract, find_split_point
 from pbu_cli.models.hooks import gradients_for
 from pbu_cli.models.kernel_cropping import NO_CROPS, cropped, find_crops
 from pbu_cli.models.parameter_groups import trained_parameters
-from pbu_cli.runtime.device import (
-    affordable,
-)
+from pbu_cli.runtime.device import affordable
 from pbu_cli.settings import InputOptions, Preprocessing
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class UnlearningInputs:
-    """A loaded with its forget images.
+    """A loaded model, its decoded forget images and everything that was inferred from them.
 
-    images: uint8 pixels on the CPU. image_labels: int64 [n]. answers: the subject's logits on the
-    images, float32 [n, c], on the device. warnings: what the user should know of them.
-    batch_size: images per forward pass. trained, head: names of the parameters that are to train,
-    and of the head's among them. split_point, features: where the frozen trunk before those ends, and what
-    it makes of the images, where memory holds that.
+    images: uint8 pixels on the CPU. image_labels: int64 [n]. logits: what the model gives for the
+    images, float32 [n, c], on the device. batch_size: images per forward pass. trained, head:
+    the names of the parameters that train, and those of the head among them. split_point,
+    features: where the frozen backbone ends, and its output for the images, float32 [n, ...].
+    Both are None where nothing trains, where no module ends a frozen backbone, and where memory
+    does not hold the features.
     """
 
     loaded: LoadedModel
     preprocessing: Preprocessing
     images: DecodedImages
     image_labels: Tensor
-    answers: Tensor
-    warnings: tuple[str, ...]
+    logits: Tensor
     batch_size: int
     trained: list[str]
     head: list[str]
@@ -64,17 +66,20 @@ class UnlearningInputs:
         return mask.to(self.loaded.device)
 
     @property
-    def staying(self) -> Tensor:
-        """bool [c], true for the classes that are forgotten neither now nor, as the metadata say,
-        before; where they say so of all others, for those all the same. On the device."""
-        staying = ~self.forgotten
-        before = list(self.loaded.description.forgotten)
-        left = staying.clone()
-        left[before] = False
-        return left if bool(left.any()) else staying
+    def retained_classes(self) -> Tensor:
+        """bool [c], true for the classes that anchors are made of; on the device.
+
+        These are the classes that are neither forgotten by this run nor, according to the
+        metadata, by an earlier one. Where the metadata call all other classes forgotten, they are
+        not believed: anchors need at least one class.
+        """
+        others = ~self.forgotten
+        never_forgotten = others.clone()
+        never_forgotten[list(self.loaded.description.forgotten)] = False
+        return never_forgotten if bool(never_forgotten.any()) else others
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """(inputs, labels), in order: features for the network `beyond` the split_point, else images."""
+        """(inputs, labels) in order: the backbone's features where they are held, else images."""
         device = self.loaded.device
         if self.features is None:
             yield from batches(
@@ -85,85 +90,94 @@ class UnlearningInputs:
             yield from zip(self.features.split(size), labels.split(size), strict=True)
 
 
-def assemble(
+def prepare_inputs(
     loaded: LoadedModel,
     sources: Sequence[str],
     options: InputOptions,
-    note: Note,
+    log: InferenceLog,
     *,
     layers: str | None = None,
     stdin: BinaryIO | None = None,
     binding: bool = True,
-    decoding: Callable[[int], None] | None = None,
+    progress: Callable[[int], None] = lambda count: None,
 ) -> UnlearningInputs:
-    """List and decode the forget images and settle what was not said: size, channels, labels and
-    normalisation. `note` hears of each with its evidence. `layers` says what is to train, as for
-    `trained_parameters`; nothing is by default.
+    """Decode the forget images in the folders `sources` and resolve what the user did not say.
 
-    With `binding` the network's answers have to agree with the folders' names. An evaluation is
-    not bound, since its network may have forgotten these images; if its metadata say that it has,
-    they tell the label and its answers do not. Raises ImageError where no class would be left.
+    layers: what is to train, as for `trained_parameters`; by default nothing is. progress is
+    called with the number of images decoded so far.
+
+    With `binding` the network's predictions have to agree with the folders' names. An evaluation
+    is not bound by them, since its network may have forgotten these images. If the metadata say
+    that it has, the metadata tell the label and the predictions do not. Raises ImageError where
+    no class would be left to retain.
     """
-    listed = list_groups(sources, stdin)
-    size = resolve_size(listed, options, loaded, note)
+    groups = list_groups(sources, stdin)
+    size = log.add(resolve_size(groups, options, loaded))
     channels = options.channels or loaded.network.channels
-    loaded = tried(loaded, channels, size, options)
+    loaded = validated(loaded, channels, size, options)
     network = loaded.network
     trained, head = (
-        trained_parameters(network.module, network.builder, layers) if layers else ([], [])
+        ([], []) if layers is None else trained_parameters(network.module, network.builder, layers)
     )
-    groups, named = groups_by_class(listed, options, loaded)
+    folders = resolve_class_folders(groups, options, loaded)
     images = decode(
-        groups, channels=channels, size=size, skip_bad=options.skip_bad, progress=decoding
+        [folder.group for folder in folders],
+        channels=channels,
+        size=size,
+        skip_bad=options.skip_bad,
+        progress=progress,
     )
-    others = sum(len(group.ignored) for group in listed)
-    folders = "1 folder" if len(groups) == 1 else f"{len(groups)} folders"
-    note("images", f"{len(images.pixels)} in {folders}", f"{others} other files ignored")
-    given = given_labels(options, groups, loaded)
-    known = [n if g is None else g for g, n in zip(given, named, strict=True)]
-    module, device = network.module, loaded.device
-    # An evaluation compares networks, the same one with itself too: all of them as they are.
-    crops = find_crops(module, images.pixels[:2].to(device) / 255) if trained else NO_CROPS
-    with cropped(module, crops):
-        preprocessing = resolve_normalisation(loaded, images, known, options, note)
+    log.add(_counted(images, groups, len(folders)))
+    given = labels_from_flags(options, folders, loaded)
+    known = [f.named if label is None else label for f, label in zip(folders, given, strict=True)]
+    # An evaluation compares networks, perhaps one with itself: it crops no kernel of any of them.
+    some = images.pixels[:2].to(loaded.device) / 255
+    crops = find_crops(network.module, some) if trained else NO_CROPS
+    with cropped(network.module, crops):
+        preprocessing = log.add(resolve_normalisation(loaded, images, known, options))
         split_point = _affordable_split_point(loaded, trained, images, preprocessing)
-        rounds = batches(images.pixels, images.group, preprocessing, options.batch_size, device)
-        features, answers = extract(module, split_point, (inputs for inputs, _ in rounds))
-    if not bool(answers.isfinite().all()):
-        raise unsound(loaded)
-    best = answers.argmax(dim=1).cpu()
-    labels = [
-        resolve_label(
-            group.name,
-            given[k],
-            named[k],
-            best[images.group == k],
-            binding=binding,
-            forgotten=() if binding else loaded.description.forgotten,
-        )
-        for k, group in enumerate(groups)
-    ]
-    by_index = {label.index: label for label in labels}
-    for label in by_index.values():
-        note("label", loaded.class_name(label.index), label.source)
-    if len(by_index) == network.num_classes:
-        raise ImageError(
-            f"the images are of every class of the network ({network.num_classes}), so that none"
-            " would be left to keep; expected fewer: --forget those to forget alone"
-        )
+        inputs = input_batches(images.pixels, preprocessing, options.batch_size, loaded.device)
+        features, logits = extract(network.module, split_point, inputs)
+    if not bool(logits.isfinite().all()):
+        raise not_finite(loaded)
+    predictions = logits.argmax(dim=1).cpu()
+    labels = resolve_labels(loaded, folders, given, predictions, images.group, binding=binding)
+    _log_labels(labels, loaded, log)
+    log.warn(unreadable_images("forget", images))
+    log.warn(label.doubt for label in labels if label.doubt is not None)
+    logger.debug("device: %s, preprocessing: %s", loaded.device, preprocessing)
+    logger.debug("parameters that train: %s", ", ".join(trained))
+    logger.debug("the frozen backbone ends at: %s", split_point and split_point.path)
     per_image = torch.tensor([label.index for label in labels])[images.group]
-    doubts = [label.doubt for label in labels if label.doubt is not None]
-    warnings = (*left_out("forget", images), *doubts)
     return UnlearningInputs(
-        loaded, preprocessing, images, per_image, answers, warnings, options.batch_size,
+        loaded, preprocessing, images, per_image, logits, options.batch_size,
         trained, head, split_point, features,
     )  # fmt: skip
+
+
+def _counted(images: DecodedImages, groups: Sequence[Group], folders: int) -> Inferred[int]:
+    count = len(images.pixels)
+    ignored = sum(len(group.ignored) for group in groups)
+    where = "1 folder" if folders == 1 else f"{folders} folders"
+    return Inferred("images", count, f"{ignored} other files ignored", f"{count} in {where}")
+
+
+def _log_labels(labels: Sequence[Label], loaded: LoadedModel, log: InferenceLog) -> None:
+    """Log each label once. Raises ImageError where the labels are all the classes there are."""
+    by_index = {label.index: label for label in labels}
+    for label in by_index.values():
+        log.add(Inferred("label", label.index, label.source, loaded.class_name(label.index)))
+    if len(by_index) == loaded.network.num_classes:
+        raise ImageError(
+            f"the images cover all {len(by_index)} classes of the network, so that none would be"
+            " left to keep; expected fewer classes: pass --forget with those to forget alone"
+        )
 
 
 def _affordable_split_point(
     loaded: LoadedModel, trained: Sequence[str], images: DecodedImages, preprocessing: Preprocessing
 ) -> SplitPoint | None:
-    """Where the trunk ends, if memory holds the features."""
+    """Where the frozen backbone ends, if memory holds its features of all images."""
     if not trained:
         return None
     device, module = loaded.device, loaded.network.module
@@ -171,8 +185,8 @@ def _affordable_split_point(
     with gradients_for(module, [module.get_parameter(name) for name in trained]):
         if not module(some).requires_grad:
             raise InvalidUsage(
-                f"--layers: the answers depend on none of the {len(trained)} parameters that are"
-                f" to train, first {printable(trained[0])}; expected some that they do"
+                f"--layers: the logits depend on none of the {len(trained)} parameters chosen,"
+                f" first {printable(trained[0])}; choose layers that the output depends on"
             )
     split_point = find_split_point(module, trained, some)
     held = 0 if split_point is None else bytes_held(split_point, len(images.pixels))

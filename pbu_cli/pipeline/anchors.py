@@ -1,4 +1,4 @@
-"""The anchors of prepared inputs, and whether memory holds them."""
+"""Make the anchors of a run, after checking that memory holds them."""
 
 from __future__ import annotations
 
@@ -14,34 +14,81 @@ from pbu_cli.models.frozen_backbone import bytes_held
 from pbu_cli.models.parameter_groups import head_module, maps_channels_last
 from pbu_cli.pipeline.forget_set import copies_of_each
 from pbu_cli.runtime.device import affordable
-from pbu_cli.settings import Schedule, Weights
+from pbu_cli.settings import UnlearningSettings
 from pbu_cli.unlearning.anchor_loss import AnchorLoss
 from pbu_cli.unlearning.forget_set import ForgetSet
 from pbu_cli.unlearning.model_inversion import synthesise_anchors, synthesise_forget_inputs
 
 
-def check_anchors(prepared: UnlearningInputs, count: int, schedule: Schedule) -> None:
-    """Raise CheckpointError where the network has no head that anchors could be told apart at,
-    PbuError where memory does not hold so many."""
-    some = normalise(prepared.images.pixels[:2].to(prepared.loaded.device), prepared.preprocessing)
-    read_head(prepared.loaded.network.module, _head(prepared), [some])
-    images = len(prepared.image_labels) * copies_of_each(prepared, schedule)
-    each = some[:1].nbytes if prepared.split_point is None else bytes_held(prepared.split_point, 1)
-    _check_room(prepared, count, each, inputs_made(prepared, count, schedule), images)
+def check_anchors(inputs: UnlearningInputs, settings: UnlearningSettings) -> None:
+    """Raise CheckpointError where no head is found whose input tells anchors and images apart,
+    PbuError where memory does not hold the anchors."""
+    some = normalise(inputs.images.pixels[:2].to(inputs.loaded.device), inputs.preprocessing)
+    read_head(inputs.loaded.network.module, _head(inputs), [some])
+    images = len(inputs.image_labels) * copies_of_each(inputs, settings.schedule)
+    split_point = inputs.split_point
+    each = some[:1].nbytes if split_point is None else bytes_held(split_point, 1)
+    _check_memory(inputs, settings, each, images)
 
 
-def _check_room(prepared: UnlearningInputs, count: int, each: int, made: int, images: int) -> None:
-    needed = each * (min(count, images) + 2 * made + images)
-    # Twice the share of memory that the images' features may take: little else is held by now.
-    if not affordable(needed // 2, prepared.loaded.device):
+def make_anchors(
+    inputs: UnlearningInputs,
+    images: ForgetSet,
+    settings: UnlearningSettings,
+    done: Callable[[int], None],
+) -> tuple[ForgetSet, AnchorLoss]:
+    """The anchors' loss, and the forget set joined by synthetic inputs of the class to forget.
+
+    The anchors are made from at most as many forget images as there are anchors, for a module
+    that takes the frozen backbone's features. done: called with the number made so far.
+    """
+    network, head, device = inputs.loaded.network, _head(inputs), inputs.loaded.device
+    schedule, count = settings.schedule, settings.anchors
+    chosen = torch.linspace(0, len(images) - 1, min(count, len(images)), device=device).long()
+    seeds = images.inputs(chosen)
+    _check_memory(inputs, settings, seeds[0].nbytes, len(images))
+    channels_last = inputs.split_point is not None and maps_channels_last(network.builder)
+    anchors = synthesise_anchors(
+        network.module, head, seeds, inputs.retained_classes,
+        count=count, schedule=schedule, channels_last=channels_last, done=done,
+    )  # fmt: skip
+    more = inputs_made(inputs, settings) - count
+    if more:
+        synthetic, logits = synthesise_forget_inputs(
+            network.module, anchors, seeds, inputs.forgotten,
+            count=more, schedule=schedule, channels_last=channels_last,
+            done=lambda number: done(count + number),
+        )  # fmt: skip
+        images = images.joined(synthetic, logits)
+    loss = AnchorLoss(network.module, head, anchors, inputs.forgotten, settings.weights, schedule)
+    return images, loss
+
+
+def inputs_made(inputs: UnlearningInputs, settings: UnlearningSettings) -> int:
+    """How many inputs a run synthesises: the anchors, and at most as many forget inputs."""
+    schedule, count = settings.schedule, len(inputs.image_labels)
+    synthetic = round(schedule.imagined * count * copies_of_each(inputs, schedule))
+    return settings.anchors + min(synthetic, settings.anchors)
+
+
+def _check_memory(
+    inputs: UnlearningInputs, settings: UnlearningSettings, each: int, images: int
+) -> None:
+    """Raise PbuError where memory does not hold the anchors. each: bytes of one input; images:
+    how many forget images there are, copies included."""
+    count = settings.anchors
+    needed = each * (min(count, images) + 2 * inputs_made(inputs, settings) + images)
+    # Anchors may take twice the share of memory that the images' features may take, because
+    # little else is held by now.
+    if not affordable(needed // 2, inputs.loaded.device):
         raise PbuError(
             f"{count} anchors: take {needed / 2**30:.1f} GiB, more than memory has to spare;"
             " nothing was written: lower --anchors, or use --fast"
         )
 
 
-def _head(prepared: UnlearningInputs) -> str:
-    network = prepared.loaded.network
+def _head(inputs: UnlearningInputs) -> str:
+    network = inputs.loaded.network
     head = head_module(network.module, network.builder)
     if head is None:
         raise CheckpointError(
@@ -49,43 +96,3 @@ def _head(prepared: UnlearningInputs) -> str:
             " at the network's end: use --fast"
         )
     return head
-
-
-def anchors_for(
-    prepared: UnlearningInputs,
-    images: ForgetSet,
-    count: int,
-    weights: Weights,
-    schedule: Schedule,
-    done: Callable[[int], None],
-) -> tuple[ForgetSet, AnchorLoss]:
-    """Anchors made from at most `count` forget images, for a module that takes features; and the
-    images joined by inputs of the class to forget that are made from those.
-    """
-    network, forgotten, head = prepared.loaded.network, prepared.forgotten, _head(prepared)
-    device = prepared.loaded.device
-    chosen = torch.linspace(0, len(images) - 1, min(count, len(images)), device=device).long()
-    starts = images.inputs(chosen)
-    further = inputs_made(prepared, count, schedule) - count
-    _check_room(prepared, count, starts[0].nbytes, count + further, len(images))
-    last = prepared.split_point is not None and maps_channels_last(network.builder)
-    made = synthesise_anchors(
-        network.module, head, starts, prepared.staying,
-        count=count, schedule=schedule, channels_last=last, done=done,
-    )  # fmt: skip
-    if further:
-        more, answers = synthesise_forget_inputs(
-            network.module, made, starts, forgotten,
-            count=further, schedule=schedule, channels_last=last,
-            done=lambda number: done(count + number),
-        )  # fmt: skip
-        images = images.joined(more, answers)
-    return images, AnchorLoss(network.module, head, made, forgotten, weights, schedule)
-
-
-def inputs_made(prepared: UnlearningInputs, anchors: int, schedule: Schedule) -> int:
-    """How many inputs `unlearn_and_write` makes from the network, if it is asked for so many anchors."""
-    count = len(prepared.image_labels)
-    return anchors + min(
-        round(schedule.imagined * count * copies_of_each(prepared, schedule)), anchors
-    )

@@ -11,7 +11,7 @@ from pbu_cli.io.safetensors_format import Tensors
 
 
 def names_in_file(loaded: LoadedModel, changed: list[str]) -> set[str]:
-    """Every name in the file of a parameter that changes: a tied one has several."""
+    """Every name that a changed parameter has in the file; a tied parameter has several."""
     module = loaded.network.module
     named = dict(module.named_parameters())
     memory = {named[name].data_ptr() for name in changed}
@@ -24,21 +24,18 @@ def names_in_file(loaded: LoadedModel, changed: list[str]) -> set[str]:
 
 
 def output_tensors(loaded: LoadedModel, changed: list[str]) -> Tensors:
+    """The checkpoint's tensors, the changed ones as the module has them now."""
     state = loaded.network.module.state_dict()
     names = names_in_file(loaded, changed)
     return {
-        name: _stored_as(state[name].detach().cpu(), stored) if name in names else stored
+        name: _in_stored_dtype(state[name].detach().cpu(), stored) if name in names else stored
         for name, stored in loaded.checkpoint.tensors.items()
     }
 
 
-def _stored_as(now: Tensor, stored: Tensor) -> Tensor:
-    """`now` in the stored dtype; float64 that float32 did not move keeps its last digits."""
-    return torch.where(now == stored.to(now.dtype), stored, now.to(stored.dtype)).contiguous()
-
-
 def check_promises(stored: Tensors, written: Tensors, changed: set[str]) -> None:
-    """Same names, shapes and dtypes; what was not to change bit-identical; all of it finite."""
+    """Raise PbuError unless names, shapes and dtypes are the input's, every tensor that was not to
+    change is bit-identical, and every changed one is finite."""
     faults = sorted(stored.keys() ^ written.keys())
     for name in stored.keys() & written.keys():
         before, after = stored[name], written[name]
@@ -57,14 +54,21 @@ def check_promises(stored: Tensors, written: Tensors, changed: set[str]) -> None
         )
 
 
+def relative_distance(before: Tensors, after: Tensors, names: list[str]) -> float:
+    """||after - before|| / ||before|| over the tensors of these names; 0 where those are all 0."""
+    moved = sum((after[n].double() - before[n].double()).pow(2).sum().item() for n in names)
+    length = sum(before[n].double().pow(2).sum().item() for n in names)
+    return float((moved / length) ** 0.5) if length else 0.0
+
+
+def _in_stored_dtype(now: Tensor, stored: Tensor) -> Tensor:
+    """`now` in the stored dtype. A float64 number that did not move in float32 keeps its last
+    digits."""
+    return torch.where(now == stored.to(now.dtype), stored, now.to(stored.dtype)).contiguous()
+
+
 def _same_bytes(one: Tensor, other: Tensor) -> bool:
     return torch.equal(
         one.contiguous().reshape(-1).view(torch.uint8),
         other.contiguous().reshape(-1).view(torch.uint8),
     )
-
-
-def relative_distance(before: Tensors, after: Tensors, names: list[str]) -> float:
-    moved = sum((after[n].double() - before[n].double()).pow(2).sum().item() for n in names)
-    length = sum(before[n].double().pow(2).sum().item() for n in names)
-    return float((moved / length) ** 0.5) if length else 0.0

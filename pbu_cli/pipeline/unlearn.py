@@ -1,146 +1,250 @@
-"""fisher and unlearn from a prepared to their result, without a word printed: `cli` renders it."""
+"""Unlearning a checkpoint, from the request to the written file and its record."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from pbu_cli.evaluation import metrics
-from pbu_cli.evaluation.accuracy_loss import AccuracyLoss, estimated
+from pbu_cli.errors import InvalidUsage, PbuError, printable
+from pbu_cli.fisher.fisher_file import read_fisher
+from pbu_cli.inputs.inferred import Inferred
 from pbu_cli.inputs.prepare import UnlearningInputs
-from pbu_cli.io.safetensors_format import Tensors, write
-from pbu_cli.io.strict_json import plain
-from pbu_cli.models.build import load
-from pbu_cli.models.frozen_backbone import extract, from_features
-from pbu_cli.models.kernel_cropping import Crops, cropped, find_crops
-from pbu_cli.models.model_config import metadata_with
-from pbu_cli.pipeline.anchors import anchors_for
-from pbu_cli.pipeline.forget_set import Mirrored, forget_set
-from pbu_cli.pipeline.output import check_promises, names_in_file, output_tensors, relative_distance
-from pbu_cli.settings import FORGOTTEN, Schedule, Weights
-from pbu_cli.unlearning.loop import Progress, unlearn
-from pbu_cli.unlearning.objective import restricted_log_softmax, stability
+from pbu_cli.io.atomic_files import check_output, exclusive_output
+from pbu_cli.io.safetensors_format import Tensors
+from pbu_cli.pipeline.anchors import check_anchors, inputs_made
+from pbu_cli.pipeline.fisher import (
+    count_trained,
+    default_output,
+    folders,
+    load_and_prepare,
+    measure_fisher,
+    source_of,
+)
+from pbu_cli.pipeline.sanitize import Unlearned, unlearn_and_write
+from pbu_cli.pipeline.session import Session, stopwatch
+from pbu_cli.records.writer import RecordFiles, check_places, record_unlearning, summary
+from pbu_cli.settings import DEFAULT, SAFETENSORS, FisherSettings, InputOptions, UnlearningSettings
+from pbu_cli.unlearning.loop import Progress
 
 
 @dataclass(frozen=True)
-class Unlearned:
-    """What became of a prepared, measured on the file as it was written.
+class UnlearningRequest:
+    """What `pbu unlearn` is asked for. output: by default a file beside the checkpoint. fisher: a
+    Fisher file to use instead of measuring."""
 
-    Percent of the forget images before and after; drift in nats, over all of them, and over all
-    anchors where there were any, before the weights were rounded to the file's dtype; moved is
-    ||theta - theta*|| / ||theta*|| over the parameters that changed.
+    checkpoint: Path
+    forget: tuple[str, ...]
+    output: Path | None = None
+    settings: UnlearningSettings = DEFAULT
+    options: InputOptions = field(default_factory=InputOptions)
+    fisher: Path | None = None
+    record: RecordFiles = field(default_factory=RecordFiles)
+    force: bool = False
+
+    @property
+    def place(self) -> Path:
+        return self.output or default_output(self.checkpoint, ".unlearned.safetensors")
+
+    def settings_entry(self) -> dict[str, Any]:
+        """The settings as records, metadata and `--json` have them; their names there stay."""
+        settings = self.settings
+        return {
+            "weights": vars(settings.weights),
+            "schedule": vars(settings.schedule),
+            "anchors": settings.anchors,
+            "layers": settings.layers,
+            "estimator": settings.estimator,
+            "draws": settings.draws,
+            "wanted": vars(self.options),
+        }
+
+
+@dataclass(frozen=True)
+class PreparedUnlearning:
+    """A request that was checked, its inputs, and the Fisher diagonal of its file, if it has one.
+
+    loading: the seconds that the preparation took.
     """
 
-    steps: int
-    reason: str
-    learning_rate: float
-    a_df_before: float
-    a_df: float
-    drift: float
-    drift_on_anchors: float | None
-    moved: float
-    mirrored: Mirrored | None
-    answers: dict[int, float]
-
-    @property
-    def damage(self) -> AccuracyLoss:
-        """What those drifts have cost of A_Dr, as far as they tell."""
-        return estimated(self.drift, self.drift_on_anchors)
-
-    @property
-    def forgotten(self) -> bool:
-        return self.a_df <= FORGOTTEN
+    request: UnlearningRequest
+    inputs: UnlearningInputs
+    fisher: Tensors
+    loading: float
 
 
-def unlearn_and_write(
-    prepared: UnlearningInputs,
-    fisher: Tensors,
-    output: Path,
+@dataclass(frozen=True)
+class UnlearningResult:
+    """What was written and what it reached.
+
+    seconds: by phase, `load`, `fisher` and `unlearn`. document: the result as `--json` prints it.
+    """
+
+    output: Path
+    settings: UnlearningSettings
+    images: int
+    skipped: int
+    unlearned: Unlearned
+    inferred: tuple[Inferred[Any], ...]
+    warnings: tuple[str, ...]
+    seconds: dict[str, float]
+    document: dict[str, Any]
+
+
+def unlearn_checkpoint(
+    checkpoint: Path | str,
+    forget: Path | str | Sequence[Path | str],
+    output: Path | str | None = None,
     *,
-    weights: Weights,
-    schedule: Schedule,
-    anchors: int = 0,
-    run: Mapping[str, Any] | None = None,
-    making: Callable[[int], None] = lambda count: None,
-    seen: Callable[[Progress], None] = lambda progress: None,
-) -> Unlearned:
-    """Unlearn, write the sanitized checkpoint, and measure what was written.
+    settings: UnlearningSettings = DEFAULT,
+    options: InputOptions | None = None,
+    fisher: Path | str | None = None,
+    record: RecordFiles | None = None,
+    force: bool = False,
+) -> UnlearningResult:
+    """Make a checkpoint forget the class of the images in the folders `forget`, and write the
+    sanitized weights to `output`: what `pbu unlearn` does, with the errors of `PbuError`.
 
-    Every number that did not change comes out bit-identical, the others in the input's dtype:
-    with anchors, the head's row of the class changes beside what trains. So
-    many `anchors` are made, where the weights have a use for them; `making` hears of each batch.
-    `run` is what the output's metadata are to say of this run; the same for the same run.
+    fisher: a Fisher file to use instead of measuring. record: where the run record and its key go.
     """
-    loaded, changed = prepared.loaded, prepared.trained
-    module = loaded.network.module
-    images, mirrored = forget_set(prepared, schedule)
-    last: Progress | None = None
-    with _live_tail(prepared) as crops:
-        anchor_loss = None
-        if anchors and (weights.epsilon or weights.zeta):
-            images, anchor_loss = anchors_for(prepared, images, anchors, weights, schedule, making)
-            changed = [*changed, *(name for name in anchor_loss.changes if name not in changed)]
-        for last in unlearn(
-            module, images, fisher,
-            trained=prepared.trained, head=prepared.head, weights=weights, schedule=schedule,
-            anchor_loss=anchor_loss, crops=crops,
-        ):  # fmt: skip
-            seen(last)
-        on_anchors = None if anchor_loss is None else anchor_loss.drift()
-    assert last is not None
-    tensors = output_tensors(loaded, changed)
-    measured: list[Tensor] = []
-
-    def verify(written: Tensors) -> None:
-        checkpoint = loaded.checkpoint
-        written = {name.removeprefix(checkpoint.prefix): t for name, t in written.items()}
-        check_promises(checkpoint.tensors, written, names_in_file(loaded, changed))
-        load(module, written)
-        with _live_tail(prepared):  # the frozen trunk has just been found unchanged
-            rounds = (inputs for inputs, _ in prepared.batches(prepared.batch_size))
-            measured.append(extract(module, None, rounds)[1])
-
-    facts = {
-        "forgotten": sorted({*loaded.description.forgotten, *prepared.image_labels.tolist()}),
-        "mean": list(prepared.preprocessing.mean),
-        "std": list(prepared.preprocessing.std),
-        "input_size": [prepared.images.pixels.shape[1], *prepared.preprocessing.size],
-        "run": {} if run is None else plain(run),
-    }
-    write(
-        output,
-        loaded.checkpoint.stored_names(tensors),
-        metadata_with(loaded.checkpoint.metadata, **facts),
-        verify,
+    request = UnlearningRequest(
+        Path(checkpoint),
+        folders(forget),
+        None if output is None else Path(output),
+        settings,
+        options or InputOptions(),
+        None if fisher is None else Path(fisher),
+        record or RecordFiles(),
+        force,
     )
-    after = measured[0]
-    reference = restricted_log_softmax(prepared.answers, prepared.forgotten)
-    return Unlearned(
-        last.seen.step,
-        last.decision.reason,
-        last.learning_rate,
-        metrics.accuracy(prepared.answers.argmax(dim=1).cpu(), prepared.image_labels),
-        metrics.accuracy(after.argmax(dim=1).cpu(), prepared.image_labels),
-        stability(after, reference, prepared.forgotten).item(),
-        on_anchors,
-        relative_distance(loaded.checkpoint.tensors, tensors, changed),
-        mirrored,
-        metrics.answer_shares(after.argmax(dim=1).cpu(), loaded.network.num_classes),
+    session = Session()
+    return run_unlearning(prepare_unlearning(request, session), session)
+
+
+def prepare_unlearning(request: UnlearningRequest, session: Session) -> PreparedUnlearning:
+    """Check the request, decode the images and infer what was not said; nothing is written."""
+    settings, place = request.settings.within_batch(request.options.batch_size), request.place
+    if request.fisher is not None and (settings.estimator != "empirical" or settings.draws != 1):
+        raise InvalidUsage(
+            "--estimator, --draws: --fisher already fixes the estimator; pass either --fisher or"
+            " --estimator and --draws"
+        )
+    sources = () if request.fisher is None else (request.fisher,)
+    if os.access(request.checkpoint, os.R_OK):  # otherwise reading it raises the better error
+        check_output(place, force=request.force, sources=sources, suffix=SAFETENSORS)
+        taken = (request.checkpoint, *sources)
+        check_places(request.record, place, force=request.force, taken=taken)
+    elapsed = stopwatch()
+    inputs = load_and_prepare(
+        request.checkpoint, request.forget, request.options, settings.layers, session
+    )
+    count = count_trained(inputs)
+    text = f"{count:,} parameters in {len(inputs.trained)} tensors"
+    session.log.add(Inferred("trains", count, f"--layers {settings.layers}", text))
+    needed = sum(tensor.nbytes for tensor in inputs.loaded.checkpoint.tensors.values())
+    check_output(place, force=request.force, sources=sources, size=needed, suffix=SAFETENSORS)
+    if settings.anchors:
+        check_anchors(inputs, settings)
+        _log_forgotten_before(inputs, session)
+    fisher: Tensors = {}
+    if request.fisher is not None:
+        shapes = {name: inputs.loaded.checkpoint.shapes[name] for name in inputs.trained}
+        fisher, estimator, draws = read_fisher(
+            request.fisher, source_of(inputs), shapes, inputs.loaded.device
+        )
+        settings = replace(settings, estimator=estimator, draws=draws)
+        session.log.add(Inferred("Fisher", estimator, str(request.fisher)))
+    return PreparedUnlearning(replace(request, settings=settings), inputs, fisher, elapsed())
+
+
+def run_unlearning(prepared: PreparedUnlearning, session: Session) -> UnlearningResult:
+    """Measure the Fisher diagonal, unlearn, write the output and its record."""
+    request, inputs, settings = prepared.request, prepared.inputs, prepared.request.settings
+    place, images = request.place, len(inputs.images.pixels)
+    if place.is_symlink():
+        target = printable(os.path.realpath(place))
+        session.log.warn([f"{place}: a link; it is replaced, and {target} stays as it is"])
+    elapsed = stopwatch()
+    with exclusive_output(place, force=request.force):
+        fisher = prepared.fisher
+        if not fisher and settings.weights.beta > 0:
+            measured = FisherSettings(
+                settings.estimator, settings.draws, settings.schedule.seed, settings.layers
+            )
+            with session.progress("Fisher", images) as progress:
+                fisher = measure_fisher(inputs, measured, done=lambda n: progress(n, ""))
+        measuring = elapsed()
+        unlearned = _unlearn(prepared, fisher, session)
+        seconds = {"load": prepared.loading, "fisher": measuring, "unlearn": elapsed()}
+        document = {
+            **session.heading("unlearn"),
+            "output": str(place),
+            "settings": request.settings_entry(),
+            "images": images,
+            "skipped": len(inputs.images.bad),
+            "result": unlearned.document(),
+            "seconds": seconds,
+        }
+        if request.record.record is not None:
+            _record(request, inputs, document)
+    return UnlearningResult(
+        output=place,
+        settings=settings,
+        images=images,
+        skipped=len(inputs.images.bad),
+        unlearned=unlearned,
+        inferred=tuple(session.log.inferred),
+        warnings=tuple(session.log.warnings),
+        seconds=seconds,
+        document=document,
     )
 
 
-@contextmanager
-def _live_tail(prepared: UnlearningInputs) -> Iterator[Crops]:
-    """While it lasts the case's module takes what `prepared.batches` gives, its kernels cropped to the
-    taps that meet any of it. The crops by parameter."""
-    module = prepared.loaded.network.module
-    some, _ = next(prepared.batches(2))
-    with from_features(module, prepared.split_point):
-        crops = find_crops(module, some)
-        with cropped(module, crops):
-            yield crops
+def _unlearn(prepared: PreparedUnlearning, fisher: Tensors, session: Session) -> Unlearned:
+    """`unlearn_and_write` with its progress shown."""
+    request, inputs, settings = prepared.request, prepared.inputs, prepared.request.settings
+    total = inputs_made(inputs, settings) if settings.anchors else 0
+    with (
+        session.progress("anchors", total) as making,
+        session.progress("unlearning", settings.schedule.steps) as stepping,
+    ):
+
+        def show(progress: Progress) -> None:
+            check = progress.check
+            stepping(check.step, f"recognised {check.recognised:5.1f} %  drift {check.drift:.3f}")
+
+        return unlearn_and_write(
+            inputs,
+            fisher,
+            request.place,
+            settings,
+            run=summary(inputs, request.settings_entry()),
+            making=lambda count: making(count, ""),
+            seen=show,
+        )
+
+
+def _record(request: UnlearningRequest, inputs: UnlearningInputs, document: dict[str, Any]) -> None:
+    try:
+        record_unlearning(
+            request.record,
+            inputs,
+            request.place,
+            fisher=request.fisher,
+            arch=request.options.arch,
+            document=document,
+        )
+    except PbuError as error:
+        raise PbuError(f"{request.place}: written, but its record was not: {error}") from None
+
+
+def _log_forgotten_before(inputs: UnlearningInputs, session: Session) -> None:
+    """Log the classes that earlier runs have forgotten: no anchors are made of them."""
+    loaded = inputs.loaded
+    before = sorted({*loaded.description.forgotten} - {*inputs.image_labels.tolist()})
+    if before:
+        names = ", ".join(map(loaded.class_name, before))
+        source = f"{loaded.description.sources['forgotten']}: no anchors for them"
+        session.log.add(Inferred("forgotten before", before, source, names))

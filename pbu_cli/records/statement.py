@@ -1,9 +1,11 @@
-"""The run record: what was run on what, as an in-toto Statement that others can sign.
+"""The run record: what was run on which files, as an in-toto Statement that others can sign.
 
-It holds digests, settings and measurements, never an image, a name of one, or a value of one: the
-forget set stands in it as a count and one keyed digest, which says nothing without its key. The
-record's own digest shows an accident, not a forger, who can compute it as well: against that, sign
-the file. Source of the shape: in-toto Attestation Framework, Statement v1.
+A record holds digests, settings and measurements. It never holds an image, the name of an image or
+a pixel: the forget set is in it as a count and one keyed digest, which says nothing without its
+key. The record's own digest shows accidental changes. It does not show forgery, because a forger
+can compute it as well: against forgery, sign the file.
+
+Source of the form: in-toto Attestation Framework, Statement v1.
 """
 
 from __future__ import annotations
@@ -25,8 +27,8 @@ from pbu_cli.io.strict_json import from_json, plain
 STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "urn:pbu-cli:run-record:v1"
 VERSION = 1
-LARGEST = 16 << 20  # bytes of a record
-MOST_FILES = 1000
+MAX_BYTES = 16 << 20  # bytes of a record
+MAX_FILES = 1000
 LIMITATIONS = (
     "This records what was run; it is no proof that anything was deleted or forgotten.",
     "The measurements are of the images given, by the versions and on the device named; they say"
@@ -39,7 +41,9 @@ LIMITATIONS = (
 
 
 def keyed_digest(key: bytes, pixels: Tensor) -> str:
-    """HMAC over the sorted HMACs of the images, uint8 [n, c, h, w]: one for any order of them.
+    """HMAC-SHA256 over the sorted HMACs of the images, uint8 [n, c, h, w].
+
+    The images may come in any order.
 
     >>> import torch
     >>> images = torch.arange(8, dtype=torch.uint8).reshape(2, 1, 2, 2)
@@ -53,7 +57,7 @@ def keyed_digest(key: bytes, pixels: Tensor) -> str:
 
 
 def statement(files: list[dict[str, Any]], **facts: Any) -> dict[str, Any]:
-    """A record of what the first of `files` is, with_digest."""
+    """A record whose subject is the first of `files`, with its own digest."""
     subject = {"name": files[0]["path"], "digest": {"sha256": files[0]["sha256"]}}
     predicate = {"version": VERSION, "files": files, **facts, "limitations": list(LIMITATIONS)}
     return with_digest(
@@ -69,34 +73,37 @@ def statement(files: list[dict[str, Any]], **facts: Any) -> dict[str, Any]:
 def with_evaluation(
     record: Mapping[str, Any], files: list[dict[str, Any]], facts: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The record with one evaluation more, with_digest anew."""
+    """The record with one evaluation more and a new digest."""
     predicate = record["predicate"]
     more = [*predicate.get("evaluations", []), {"files": files, **facts}]
     return with_digest({**record, "predicate": {**predicate, "evaluations": more}})
 
 
 def with_digest(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record with its own digest: sha256 of its JSON, sorted and without spaces, less this."""
-    bare = {key: value for key, value in record["predicate"].items() if key != "seal"}
-    whole = plain({**record, "predicate": bare})
+    """The record with its own digest under the key `seal`.
+
+    The digest is the sha256 of the record's JSON without that key, with sorted keys and no spaces.
+    """
+    without_digest = {key: value for key, value in record["predicate"].items() if key != "seal"}
+    whole = plain({**record, "predicate": without_digest})
     text = json.dumps(whole, sort_keys=True, separators=(",", ":"), allow_nan=False)
     seal = hashlib.sha256(text.encode("ascii")).hexdigest()
     return {**whole, "predicate": {**whole["predicate"], "seal": seal}}
 
 
 def digest_holds(record: Mapping[str, Any]) -> bool:
-    """Whether the record is as it was when it was with_digest."""
+    """Whether the record is as it was when its digest was computed."""
     return bool(with_digest(record)["predicate"]["seal"] == record["predicate"].get("seal"))
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """A record, whoever wrote it. Raises CheckpointError where it is none that pbu could have.
+    """Read a record that anybody may have written.
 
-    Of the content, only what `pbu verify` uses is looked at; every entry of a file has a role, a
-    path and a sha256, and there are no more than a thousand.
+    Raises CheckpointError where pbu could not have written it. Only what `pbu verify` uses is
+    checked: every file entry has a role, a path and a sha256, and there are at most MAX_FILES.
     """
     try:
-        record = from_json(read_whole(path, LARGEST))
+        record = from_json(read_whole(path, MAX_BYTES))
         _check(record)
         with_digest(record)
     except FileNotFoundError:
@@ -113,16 +120,18 @@ def read_record(path: Path) -> dict[str, Any]:
     return record  # type: ignore[no-any-return]
 
 
-def entries(record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Every file that a record names, its subject first."""
+def file_entries(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every file entry of a record, its subject first."""
     predicate = record["predicate"]
     more = [entry for run in predicate.get("evaluations", []) for entry in run["files"]]
     return [*predicate["files"], *more]
 
 
 def _check(record: Any) -> None:
-    def expect(sound: bool, what: str) -> None:
-        if not sound:
+    """Raise ValueError where the record lacks what `pbu verify` relies on."""
+
+    def expect(holds: bool, what: str) -> None:
+        if not holds:
             raise ValueError(f"expected {what}")
 
     expect(isinstance(record, dict), "an object")
@@ -136,7 +145,7 @@ def _check(record: Any) -> None:
     lists = [predicate.get("files"), *(run.get("files") for run in runs)]
     expect(all(isinstance(files, list) for files in lists) and bool(lists[0]), "files")
     found = [entry for files in lists for entry in files]
-    expect(len(found) <= MOST_FILES, f"at most {MOST_FILES} files")
+    expect(len(found) <= MAX_FILES, f"at most {MAX_FILES} files")
     expect(all(_is_entry(entry) for entry in found), "a role, path and sha256 of every file")
     subject = {"name": found[0]["path"], "digest": {"sha256": found[0]["sha256"]}}
     expect(record.get("subject") == [subject], "the first file for its subject")

@@ -1,4 +1,4 @@
-"""`pbu verify`: every digest of a run record computed again, and what of it holds."""
+"""Verify a run record: compute every digest in it again and compare."""
 
 from __future__ import annotations
 
@@ -13,12 +13,18 @@ from pbu_cli.data.image_folders import list_groups
 from pbu_cli.errors import CheckpointError, InvalidUsage
 from pbu_cli.io.checkpoint import fingerprint
 from pbu_cli.io.regular_files import sha256
-from pbu_cli.records.statement import LARGEST, digest_holds, entries, keyed_digest, read_record
+from pbu_cli.records.statement import (
+    MAX_BYTES,
+    digest_holds,
+    file_entries,
+    keyed_digest,
+    read_record,
+)
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that a record says, and whether it holds; None: it cannot be known."""
+    """One statement of a record, and whether it holds; None where that cannot be known."""
 
     what: str
     holds: bool | None
@@ -33,20 +39,24 @@ def verify(
 ) -> list[Finding]:
     """Check a record against itself and against the files that it names.
 
-    The forget set is checked where `key` and the folders `forget` are given. Raises
-    CheckpointError where the record is none, ImageError where the images cannot be read,
+    The forget set is checked where both `key` and the folders `forget` are given. Raises
+    CheckpointError where the file is no run record, ImageError where the images cannot be read,
     InvalidUsage where only one of `key` and `forget` is given.
     """
     record = read_record(path)
-    whole = digest_holds(record)
-    detail = "as it was written" if whole else "was changed after pbu wrote it"
-    found = [Finding("record", whole, detail)]
-    listed = entries(record)
-    # An evaluation names again what the run has named: the first role of a file stands for all.
+    unchanged = digest_holds(record)
+    detail = "as it was written" if unchanged else "was changed after pbu wrote it"
+    findings = [Finding("record", unchanged, detail)]
+    listed = file_entries(record)
+    # An evaluation names files again that the run has named. Each file is checked once, under the
+    # role that it has first.
     files = {(e["path"], e["sha256"], e.get("tensors")): e for e in reversed(listed)}
     for entry in reversed(files.values()):
-        found += _check_file(entry, path, replaced=_is_replaced(entry, listed[0]))
-    return [*found, *_check_forget_set(record["predicate"].get("forget_set"), key, forget, stdin)]
+        findings += _check_file(entry, path, replaced=_is_replaced(entry, listed[0]))
+    return [
+        *findings,
+        *_check_forget_set(record["predicate"].get("forget_set"), key, forget, stdin),
+    ]
 
 
 def _is_replaced(entry: Mapping[str, Any], subject: Mapping[str, Any]) -> bool:
@@ -61,19 +71,19 @@ def _check_file(entry: Mapping[str, Any], record: Path, *, replaced: bool) -> li
     path = record.parent / entry["path"]
     try:
         if "tensors" not in entry:
-            return [_compared(what, "sha256", sha256(path, LARGEST), entry["sha256"])]
+            return [_compare(what, "sha256", sha256(path, MAX_BYTES), entry["sha256"])]
         found = fingerprint(path)
     except OSError as error:
         return [Finding(what, False, f"cannot be read: {error.strerror}")]
     except CheckpointError as error:
         return [Finding(what, False, str(error).removeprefix(f"{path}: "))]
     return [
-        _compared(what, "sha256", found.sha256, entry["sha256"]),
-        _compared(what, "sha256 of the tensors", found.tensors, entry["tensors"]),
+        _compare(what, "sha256", found.sha256, entry["sha256"]),
+        _compare(what, "sha256 of the tensors", found.tensors, entry["tensors"]),
     ]
 
 
-def _compared(what: str, kind: str, found: str, recorded: str) -> Finding:
+def _compare(what: str, kind: str, found: str, recorded: str) -> Finding:
     if hmac.compare_digest(found, recorded):
         return Finding(what, True, f"{kind} {found[:16]}...")
     return Finding(what, False, f"{kind} is {found[:16]}..., recorded was {recorded[:16]}...")
@@ -102,4 +112,4 @@ def _check_forget_set(
     if len(images) != recorded["images"]:
         text = f"{len(images)} images, recorded were {recorded['images']}"
         return [Finding(what, False, text)]
-    return [_compared(what, "keyed digest", keyed_digest(key, images), recorded["hmac_sha256"])]
+    return [_compare(what, "keyed digest", keyed_digest(key, images), recorded["hmac_sha256"])]

@@ -1,4 +1,4 @@
-"""Writing run records: what a run says of itself, and where that may stand."""
+"""Write run records: check where they go, record a run, add an evaluation."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import secrets
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,11 @@ from pbu_cli.io.checkpoint import Checkpoint, Fingerprint, fingerprint
 from pbu_cli.io.regular_files import read_whole, sha256
 from pbu_cli.io.strict_json import to_json
 from pbu_cli.records.statement import (
-    LARGEST,
     LIMITATIONS,
-    MOST_FILES,
+    MAX_BYTES,
+    MAX_FILES,
     digest_holds,
-    entries,
+    file_entries,
     keyed_digest,
     read_record,
     statement,
@@ -35,11 +36,21 @@ from pbu_cli.runtime.device import describe_device, versions
 KEY_BYTES = 32
 
 
-def check_places(
-    record: Path | None, key: Path | None, output: Path, *, force: bool, taken: tuple[Path, ...]
-) -> None:
-    """Refuse places for a record and its key that cannot or must not be written. A key is never
-    replaced: the records made with it could not be checked any more."""
+@dataclass(frozen=True)
+class RecordFiles:
+    """Where the record of a run goes, and the key of its forget set's digest if it is kept."""
+
+    record: Path | None = None
+    key: Path | None = None
+
+
+def check_places(files: RecordFiles, output: Path, *, force: bool, taken: tuple[Path, ...]) -> None:
+    """Refuse places for a record and its key that cannot or must not be written.
+
+    A key is never replaced, not even with `force`: the records made with the old key could not be
+    checked any more. taken: the run's other files, which may not be written over.
+    """
+    record, key = files.record, files.key
     if record is None:
         if key is not None:
             raise InvalidUsage("--record-key: the key of a record; expected --record too")
@@ -53,9 +64,8 @@ def check_places(
 
 
 def record_unlearning(
-    path: Path,
-    key_path: Path | None,
-    prepared: UnlearningInputs,
+    places: RecordFiles,
+    inputs: UnlearningInputs,
     output: Path,
     *,
     fisher: Path | None,
@@ -63,7 +73,9 @@ def record_unlearning(
     document: Mapping[str, Any],
 ) -> None:
     """Write the record of a run that has just written `output`, and its key if it is kept."""
-    checkpoint, key = prepared.loaded.checkpoint, secrets.token_bytes(KEY_BYTES)
+    path, key_path = places.record, places.key
+    assert path is not None
+    checkpoint, key = inputs.loaded.checkpoint, secrets.token_bytes(KEY_BYTES)
     files = [
         _file_entry("output", output, path, fingerprint(output)),
         _file_entry("input", checkpoint.path, path, checkpoint.fingerprint),
@@ -71,8 +83,8 @@ def record_unlearning(
         *_files_beside(checkpoint.path, arch, path),
     ]
     facts = {
-        "run": _run_facts(prepared.loaded.device, document),
-        "forget_set": _forget_set(prepared, key, kept=key_path is not None),
+        "run": _run_facts(inputs.loaded.device, document),
+        "forget_set": _forget_set(inputs, key, kept=key_path is not None),
     }
     if key_path is not None:
         with exclusive_output(key_path, force=False):
@@ -82,18 +94,18 @@ def record_unlearning(
             write_text(path, to_json(statement(files, **facts)))
     except PbuError:
         if key_path is not None:
-            key_path.unlink(missing_ok=True)  # of no record
+            key_path.unlink(missing_ok=True)  # a key without its record is of no use
         raise
 
 
-def summary(prepared: UnlearningInputs, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The record in short, for the output's own metadata: the same for the same run."""
+def summary(inputs: UnlearningInputs, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The short record in the output's own metadata: the same for the same run."""
     found = versions()
     return {
         "versions": {name: found[name] for name in ("pbu", "torch")},
-        "device": prepared.loaded.device.type,
-        "input": prepared.loaded.checkpoint.fingerprint.tensors,
-        "images": len(prepared.image_labels),
+        "device": inputs.loaded.device.type,
+        "input": inputs.loaded.checkpoint.fingerprint.tensors,
+        "images": len(inputs.image_labels),
         "settings": settings,
         "limitation": LIMITATIONS[0],
     }
@@ -103,7 +115,7 @@ def check_appendable(path: Path, checkpoint: Path) -> None:
     """Refuse a record that an evaluation of `checkpoint` cannot be added to, before any work."""
     check_output(path, force=True, sources=(checkpoint,), suffix=".json")
     if path.exists():
-        _appendable(path, fingerprint(checkpoint))
+        _read_appendable(path, fingerprint(checkpoint))
 
 
 def record_evaluation(
@@ -114,11 +126,11 @@ def record_evaluation(
     arch: str | None,
     document: Mapping[str, Any],
 ) -> None:
-    """Add an evaluation to a record; begin one where there is none.
+    """Add an evaluation to a record; begin a record where there is none.
 
-    `checkpoints`: what was evaluated, under `checkpoint`, and what it was compared with, as they
-    were read then: the files may have changed since.
-    Raises CheckpointError where the record was changed or is of another file.
+    checkpoints: by role, what was evaluated (`checkpoint`) and what it was compared with, as they
+    were read then: the files on disk may have changed since.
+    Raises CheckpointError where the record was changed or belongs to another file.
     """
     files = [_file_entry(role, c.path, path, c.fingerprint) for role, c in checkpoints.items()]
     beside = [
@@ -128,11 +140,11 @@ def record_evaluation(
     ]
     own = checkpoints["checkpoint"].fingerprint
     with exclusive_output(path, force=True):
-        before = _appendable(path, own) if path.exists() else statement(files[:1])
+        before = _read_appendable(path, own) if path.exists() else statement(files[:1])
         facts = _run_facts(device, document)
         record = with_evaluation(before, [*files, *beside], facts)
         text = to_json(record)
-        if len(text) > LARGEST or len(entries(record)) > MOST_FILES:
+        if len(text) > MAX_BYTES or len(file_entries(record)) > MAX_FILES:
             raise PbuError(
                 f"{printable(path)}: full; it is as it was, without this evaluation: name another"
                 " --record"
@@ -141,7 +153,7 @@ def record_evaluation(
 
 
 def read_key(path: Path) -> bytes:
-    """Raises InvalidUsage where the file is no key of pbu's."""
+    """The key in a file of --record-key. Raises InvalidUsage where the file holds no such key."""
     try:
         text = read_whole(path, 4096).decode("ascii").strip()
     except (OSError, ValueError) as error:
@@ -154,14 +166,15 @@ def read_key(path: Path) -> bytes:
     return bytes.fromhex(text)
 
 
-def _appendable(path: Path, of: Fingerprint) -> dict[str, Any]:
+def _read_appendable(path: Path, expected: Fingerprint) -> dict[str, Any]:
+    """The record at `path`, if it is unchanged and its first file has the expected digest."""
     record = read_record(path)
     if not digest_holds(record):
         raise CheckpointError(
             f"{printable(path)}: was changed after pbu wrote it; expected it as it was: restore it,"
             " or name another --record"
         )
-    if record["predicate"]["files"][0]["sha256"] != of.sha256:
+    if record["predicate"]["files"][0]["sha256"] != expected.sha256:
         raise CheckpointError(
             f"{printable(path)}: is the record of another file; expected that of the checkpoint:"
             " name another --record"
@@ -169,19 +182,19 @@ def _appendable(path: Path, of: Fingerprint) -> dict[str, Any]:
     return record
 
 
-def _file_entry(role: str, path: Path, record: Path, print_of: Fingerprint | str) -> dict[str, Any]:
-    """One file of a run: its path seen from the record's folder, sha256, and its tensors' digest.
+def _file_entry(role: str, path: Path, record: Path, found: Fingerprint | str) -> dict[str, Any]:
+    """One file of a run: its path relative to the record's folder, and its digests.
 
-    `print_of`: a fingerprint of tensors, or the sha256 of a file without any.
+    found: the fingerprint of a file of tensors, or the sha256 of a file without tensors.
     """
-    entry: dict[str, Any] = {"role": role, "path": _seen_from(record, path)}
-    if isinstance(print_of, str):
-        return {**entry, "sha256": print_of}
-    return {**entry, "sha256": print_of.sha256, "tensors": print_of.tensors}
+    entry: dict[str, Any] = {"role": role, "path": _relative_to(record, path)}
+    if isinstance(found, str):
+        return {**entry, "sha256": found}
+    return {**entry, "sha256": found.sha256, "tensors": found.tensors}
 
 
 def _files_beside(checkpoint: Path, arch: str | None, record: Path) -> list[dict[str, Any]]:
-    """What besides tensors a network was built from: its config.json, the file of --arch."""
+    """What a network was built from besides tensors: its config.json, and the file of --arch."""
     named = [("config", checkpoint.parent / "config.json")]
     if arch is not None and ":" in arch:
         place = arch.rpartition(":")[0]
@@ -191,8 +204,8 @@ def _files_beside(checkpoint: Path, arch: str | None, record: Path) -> list[dict
 
 
 def _run_facts(device: torch.device, document: Mapping[str, Any]) -> dict[str, Any]:
-    """What a record says of one run: the machine, and the JSON document of its results, without
-    the warnings, which may name an image."""
+    """What a record says of one run: the machine, and the JSON document of its results. The
+    warnings are left out, because they may name an image."""
     shown = {key: value for key, value in document.items() if key not in ("schema", "warnings")}
     return {
         **shown,
@@ -202,19 +215,19 @@ def _run_facts(device: torch.device, document: Mapping[str, Any]) -> dict[str, A
     }
 
 
-def _forget_set(prepared: UnlearningInputs, key: bytes, *, kept: bool) -> dict[str, Any]:
-    """Count and keyed digest of the forget images; `kept` says whether the key is."""
-    labels = prepared.image_labels
+def _forget_set(inputs: UnlearningInputs, key: bytes, *, kept: bool) -> dict[str, Any]:
+    """The count and the keyed digest of the forget images. kept: whether the key is kept."""
+    labels = inputs.image_labels
     return {
         "images": len(labels),
         "by_class": {str(c): int((labels == c).sum()) for c in sorted(set(labels.tolist()))},
-        "shape": list(prepared.images.pixels.shape[1:]),
-        "hmac_sha256": keyed_digest(key, prepared.images.pixels),
+        "shape": list(inputs.images.pixels.shape[1:]),
+        "hmac_sha256": keyed_digest(key, inputs.images.pixels),
         "key": "kept apart by --record-key" if kept else "discarded",
     }
 
 
-def _seen_from(record: Path, path: Path) -> str:
-    """A path relative to the record's folder, so that both can move together."""
+def _relative_to(record: Path, path: Path) -> str:
+    """A path relative to the record's folder: the record and its files can move together."""
     here, there = (os.path.realpath(place.parent) for place in (record, path))
     return str(Path(os.path.relpath(there, here)) / path.name)

@@ -14,6 +14,8 @@ from PIL import Image
 
 from pbu_cli.benchmark.demo_digits import DemoFiles
 
+pytestmark = pytest.mark.slow  # runs commands from start to end
+
 WINDOW = 16  # bytes of an image that no file may hold in a row
 
 

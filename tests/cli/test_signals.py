@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import subprocess
@@ -12,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from pbu_cli.benchmark.demo_digits import DemoFiles
+
+pytestmark = pytest.mark.slow  # runs commands from start to end
 
 # Runs pbu with a word on stderr where a phase begins, so that the signal meets it.
 MARKED = """
@@ -27,14 +30,14 @@ setattr(home, name, marked)
 main()
 """
 PHASES = {
-    "reading": "checkpoint:_parse",
-    "loading": "network:load",
-    "decoding": "case:decode",
-    "Fisher": "commands:fisher_diagonal",
-    "steps": "commands:unlearn",
-    "writing": "commands:write",
-    "measuring what was written": "commands:_check_promises",
-    "record": "recording:record_unlearning",
+    "reading": "io.checkpoint:parse_safetensors",
+    "loading": "models.load:load_tensors",
+    "decoding": "inputs.prepare:decode",
+    "Fisher": "pipeline.fisher:fisher_diagonal",
+    "steps": "pipeline.sanitize:unlearn",
+    "writing": "pipeline.sanitize:write",
+    "measuring what was written": "pipeline.sanitize:check_promises",
+    "record": "pipeline.unlearn:record_unlearning",
 }
 STUCK = """
 import sys, time
@@ -50,16 +53,22 @@ def network():
 """
 
 
-def started(command: list[str], folder: Path) -> subprocess.Popen[str]:
-    """pbu, heeding signals even where this test's own shell has set them aside."""
+@pytest.mark.parametrize("place", PHASES.values())
+def test_every_phase_names_a_function(place: str) -> None:
+    module, name = place.split(":")
+    assert callable(getattr(importlib.import_module(f"pbu_cli.{module}"), name))
 
-    def heeding() -> None:
+
+def started(command: list[str], folder: Path) -> subprocess.Popen[str]:
+    """pbu with default signal handlers, even where this test's own shell ignores signals."""
+
+    def reset_handlers() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
     return subprocess.Popen(
         [sys.executable, *command], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        preexec_fn=heeding, cwd=folder,
+        preexec_fn=reset_handlers, cwd=folder,
     )  # fmt: skip
 
 
@@ -135,8 +144,8 @@ def test_half_a_file_is_removed_even_where_the_end_is_forced(tmp_path: Path) -> 
     code = f"""
 import signal, sys, time
 from pathlib import Path
-from pbu_cli.files import exclusive_output, atomic_write
-from pbu_cli.signals import install_handlers
+from pbu_cli.io.atomic_files import exclusive_output, atomic_write
+from pbu_cli.cli.signals import install_handlers
 {STUCK}
 install_handlers()
 output = Path("out")
@@ -157,7 +166,7 @@ def test_a_signal_that_was_set_aside_stays_so(tmp_path: Path) -> None:
     code = """
 import os, signal
 signal.signal(signal.SIGHUP, signal.SIG_IGN)
-from pbu_cli.signals import install_handlers
+from pbu_cli.cli.signals import install_handlers
 install_handlers()
 os.kill(os.getpid(), signal.SIGHUP)
 """

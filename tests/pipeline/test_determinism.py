@@ -6,9 +6,15 @@ import hashlib
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from pbu_cli.benchmark.demo_digits import DemoFiles
+from tests.conftest import Ran
+
+pytestmark = pytest.mark.slow  # runs commands from start to end
 
 
 def unlearned(digits: DemoFiles, output: Path, threads: int, *flags: str) -> str:
@@ -35,9 +41,13 @@ def test_runs_and_numbers_of_threads_give_the_same_bytes(digits: DemoFiles, tmp_
     assert len(set(found.values())) == 1
 
 
-def test_decode_workers_change_nothing(pbu, digits, tmp_path, monkeypatch):
+def test_decode_workers_change_nothing(
+    pbu: Callable[..., Ran], digits: DemoFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = set()
-    monkeypatch.setattr("pbu_cli.data.decoding.WORTH_A_THREAD", 0)  # the digits are small files
+    monkeypatch.setattr(
+        "pbu_cli.data.decoding.MIN_BYTES_FOR_THREADS", 0
+    )  # the digits are small files
     for workers in (1, 4):
         monkeypatch.setattr(os, "cpu_count", lambda count=workers: count)
         output = tmp_path / f"{workers}.safetensors"
