@@ -1,4 +1,4 @@
-"""What several test files share: a real small prepared, trained once, and the data of ../shared."""
+"""What several test files share: markers, a way to run a command line, a network, ../shared."""
 
 from __future__ import annotations
 
@@ -11,17 +11,29 @@ import pytest
 import torch
 
 from pbu_cli.__main__ import run
-from pbu_cli.benchmark.demo_digits import DemoFiles, train, write_checkpoint, write_digits
+from pbu_cli.benchmark.demo_digits import DemoFiles, train_digits, write_checkpoint, write_digits
 from pbu_cli.data.decoding import decode
 from pbu_cli.data.image_folders import list_groups, split_by_subfolder
-from tests.measure.archives import unpack
+from tests.measure.archives import SHARED, unpack
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+SLOW_FIXTURES = {"clean", "recorded", "unlearned"}  # each runs whole commands
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by their fixtures, and skip `gpu` where there is no CUDA."""
+    for item in items:
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if "shared" in fixtures:
+            item.add_marker(pytest.mark.shared)
+        if fixtures & SLOW_FIXTURES:
+            item.add_marker(pytest.mark.slow)
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs CUDA, and there is none"))
 
 
 @dataclass(frozen=True)
 class Ran:
-    """What one command line did."""
+    """What one command line did: its exit code, stdout and stderr."""
 
     code: int
     out: str
@@ -43,18 +55,18 @@ def pbu(capfd: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> DemoFiles:
-    """The demo's digits and a ResNet-18 trained on them, on disk. Not to be written to."""
+    """The demo's images and a ResNet-18 trained on them, on disk. Not to be written to."""
     files = write_digits(tmp_path_factory.mktemp("digits"))
     groups = split_by_subfolder(list_groups([str(files.train)])[0])
     images = decode(groups, channels=1)
-    network = train(images.pixels, images.group, torch.device("cpu"))
+    network = train_digits(images.pixels, images.group, torch.device("cpu"))
     write_checkpoint(network, files.checkpoint)
     return files
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of checkpoints beside the project; only CI has to have it."""
+    """The folder of checkpoints and images beside the project, which only CI requires."""
     if not SHARED.is_dir():
         if os.environ.get("CI"):
             pytest.fail(f"{SHARED} is missing in CI")
@@ -64,4 +76,5 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def cifar10(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The unpacked images of CIFAR-10, with the folders train/<class> and test/<class>."""
     return unpack(shared / "data" / "cifar10.tar.xz", tmp_path_factory.mktemp("cifar10"))

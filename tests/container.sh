@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds the image for real and runs pbu in it, without a Docker engine: as root, with the Debian
-# packages buildah and mmdebstrap, and 30 GB free in $TMPDIR while it runs (nothing stays).
+# Build the image and run pbu in it, without a Docker engine. It has to run as root and needs the
+# Debian packages buildah and mmdebstrap, and 30 GB free in $TMPDIR while it runs (nothing stays).
 #   tests/container.sh                          # pbu demo, as the image's user and as another
 #   ARGS=--help SUITE=trixie tests/container.sh
 #   STORAGE_DRIVER=overlay tests/container.sh   # where the kernel allows it
@@ -12,13 +12,13 @@ read -ra args <<<"${ARGS:-demo --output demo}"
 TMPDIR=$(mktemp -d "${TMPDIR:-/var/tmp}/pbu-container.XXXXXX")
 export TMPDIR BUILDAH_ISOLATION=chroot
 say() { printf '%s %4ds  %s\n' '==' "$SECONDS" "$*"; }
-buildah() { # with --root it takes the driver from the option alone, not from the environment
+buildah() { # with --root the driver has to be an option; the environment is not read
     command buildah --root "$TMPDIR/storage" --runroot "$TMPDIR/run" \
         --storage-driver "${STORAGE_DRIVER:-vfs}" "$@"
 }
 remove() {
     buildah rm --all >/dev/null || true
-    umount "$TMPDIR/storage/overlay" 2>/dev/null || true # overlay's own mount, which rm leaves
+    umount "$TMPDIR/storage/overlay" 2>/dev/null || true # overlay's own mount, which `buildah rm` leaves
     if grep -F " $TMPDIR/" /proc/self/mountinfo; then
         echo "still mounted, so not removed: $TMPDIR" >&2
     else
@@ -28,7 +28,7 @@ remove() {
 trap remove EXIT
 trap 'exit 130' INT TERM
 
-# What this machine's pip needs to reach its registry, for the build alone: no layer keeps it.
+# What this machine's pip needs to reach its registry. It is mounted for the build; no layer has it.
 authorities=${PIP_CERT:-${SSL_CERT_FILE:-/etc/ssl/certs/ca-certificates.crt}}
 inside=/etc/ssl/certs/ca-certificates.crt
 {

@@ -1,144 +1,117 @@
-"""The layout: who may import whom, and what stays out of start-up. `pytest -s` prints the order."""
+"""The limits of the layout, what stays out of start-up, and the names of the library.
+
+`[tool.importlinter]` in pyproject.toml states who may import whom; `lint-imports` checks it.
+"""
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "pbu_cli"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+FOLDERS = sorted(path.parent for path in PACKAGE.glob("*/**/__init__.py"))
+COMMANDS = ("benchmark", "demo", "evaluate", "fisher", "unlearn", "verify")
 
-# A module imports only from modules above it in this list.
-ORDER = [
-    "errors",
-    "settings",
-    "json_text",
-    "measures",
-    "files",
-    "signals",
-    "machine",
-    "pickles",
-    "checkpoint",
-    "description",
-    "architecture",
-    "model",
-    "network",
-    "stages",
-    "folders",
-    "images",
-    "memory_format",
-    "portion",
-    "replay",
-    "logits",
-    "layer_rules",
-    "kernels",
-    "layers",
-    "crops",
-    "estimators",
-    "taps",
-    "plan",
-    "squares",
-    "fisher",
-    "objective",
-    "descent",
-    "stopping",
-    "damage",
-    "trunk",
-    "activations",
-    "trained_mean",
-    "head_row",
-    "anchors",
-    "forget_set",
-    "unlearning",
-    "metrics",
-    "roc",
-    "probe",
-    "membership",
-    "similarity",
-    "relearning",
-    "evidence",
-    "case",
-    "fisher_file",
-    "commands",
-    "record",
-    "recording",
-    "verification",
-    "evaluation",
-    "audit",
-    "tables",
-    "criteria",
-    "demo",
-    "training",
-    "baselines",
-    "benchmark",
-    "console",
-    "options",
-    "cli",
-    "__main__",
-]
-_FISHER = ORDER[ORDER.index("layer_rules") : ORDER.index("fisher") + 1]
-_AUDIT = {"metrics", "roc", "probe", "membership", "similarity", "relearning"}
-_LOOP = {"objective", "descent", "stopping", "trunk", "activations", "anchors",
-         "head_row", "trained_mean"}  # fmt: skip
-NUMERIC = {*_FISHER, *_AUDIT, *_LOOP}
-OUTSIDE_NUMERIC = {"typer", "rich", "safetensors", "torchvision", "PIL", "pathlib", "os"}
+LINES_OF_A_MODULE = 250
+LINES_OF_A_FUNCTION = 60
+PARAMETERS = 8
+MODULES_OF_A_FOLDER = 12
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
-def imports(module: str) -> tuple[set[str], set[str]]:
-    """(modules of the package, top-level modules of others) imported anywhere in a module, or in
-    the modules of a subpackage."""
-    own, other = set(), set()
-    package = PACKAGE / module
-    paths = sorted(package.glob("*.py")) if package.is_dir() else [PACKAGE / f"{module}.py"]
-    for node in (node for path in paths for node in ast.walk(ast.parse(path.read_text()))):
-        if isinstance(node, ast.Import):
-            other |= {alias.name.partition(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module == "pbu_cli":
-            own |= {alias.name for alias in node.names if alias.name in ORDER}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pbu_cli."):
-            own.add((node.module or "").split(".")[1])
-        elif isinstance(node, ast.ImportFrom):
-            other.add((node.module or "").partition(".")[0])
-    return own - ({module} if package.is_dir() else set()), other
+def name_of(path: Path) -> str:
+    return str(path.relative_to(PACKAGE))
 
 
-def test_every_module_has_its_place() -> None:
-    modules = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
-    packages = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
-    assert modules | packages == set(ORDER)
+def functions(path: Path) -> Iterator[Function]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, Function):
+            yield node
 
 
-@pytest.mark.parametrize("module", ORDER)
-def test_modules_import_only_from_above(module: str) -> None:
-    own, _ = imports(module)
-    print(f"{module:<13} <- {', '.join(sorted(own, key=ORDER.index)) or '-'}")
-    below = own & set(ORDER[ORDER.index(module) :])
-    assert not below, f"{module} imports {below}, which stand below it"
+def length_of_body(function: Function) -> int:
+    """Lines from the docstring to the end."""
+    return (function.end_lineno or 0) - function.body[0].lineno + 1
 
 
-@pytest.mark.parametrize("module", sorted(NUMERIC))
-def test_numeric_modules_know_nothing_of_files_and_screens(module: str) -> None:
-    assert not imports(module)[1] & OUTSIDE_NUMERIC
+def parameters(function: Function) -> list[str]:
+    """The names of all parameters; `self` and `cls` are not counted."""
+    a = function.args
+    named = [*a.posonlyargs, *a.args, *a.kwonlyargs, *filter(None, (a.vararg, a.kwarg))]
+    return [argument.arg for argument in named if argument.arg not in ("self", "cls")]
 
 
-def test_rich_and_typer_stay_in_their_rooms() -> None:
-    for name, places in (("rich", ["console"]), ("typer", ["options", "cli"])):
-        assert [module for module in ORDER if name in imports(module)[1]] == places
+def is_command(path: Path, function: Function) -> bool:
+    """A typer command, whose parameters are its flags."""
+    return path.parent.name == "cli" and path.stem == function.name and path.stem in COMMANDS
 
 
-def test_only_the_benchmark_knows_of_the_methods_it_compares_with() -> None:
-    users = {module for module in ORDER if "baselines" in imports(module)[0]}
-    assert users == {"benchmark", "cli"}
-    commands = {
-        path.stem for path in (PACKAGE / "cli").glob("*.py") if "baselines" in path.read_text()
-    }
-    assert commands == {"benchmark"}
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_modules_functions_and_signatures_stay_short(path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").count("\n")
+    too_long = [f"{lines} lines"] if lines > LINES_OF_A_MODULE else []
+    for function in functions(path):
+        if (length := length_of_body(function)) > LINES_OF_A_FUNCTION:
+            too_long.append(f"{function.name}: a body of {length} lines")
+        if (count := len(parameters(function))) > PARAMETERS and not is_command(path, function):
+            too_long.append(f"{function.name}: {count} parameters")
+    assert not too_long
 
 
-HELPS = [[], ["benchmark"], ["fisher"], ["unlearn"], ["evaluate"], ["verify"], ["demo"]]
+@pytest.mark.parametrize("folder", FOLDERS, ids=name_of)
+def test_folders_stay_small(folder: Path) -> None:
+    modules = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+    assert 0 < len(modules) <= MODULES_OF_A_FOLDER
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=name_of)
+def test_the_docstring_of_a_folder_says_what_is_in_it_and_what_is_not(folder: Path) -> None:
+    docstring = ast.get_docstring(ast.parse((folder / "__init__.py").read_text("utf-8"))) or ""
+    prose = docstring.partition(">>>")[0]
+    sentences = [text for text in re.split(r"(?<=[.!?])\s+", prose.strip()) if text]
+    assert len(sentences) >= 2, "one sentence for what is in the folder, one for what is not"
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=name_of)
+def test_what_the_docstring_of_a_folder_names_exists(folder: Path) -> None:
+    """A word in backticks is a module or name of the folder, another folder, or a command."""
+    docstring = ast.get_docstring(ast.parse((folder / "__init__.py").read_text("utf-8"))) or ""
+    inside = {path.stem for path in folder.glob("*.py")}
+    others = {path.name for path in FOLDERS} | {path.stem for path in PACKAGE.glob("*.py")}
+    for quoted in re.findall(r"`([^`]+)`", docstring):
+        first, _, name = quoted.removeprefix("pbu ").partition(".")
+        assert first in {*inside, *others, *COMMANDS}, quoted
+        if name:
+            assert re.search(rf"\b{name}\b", (folder / f"{first}.py").read_text("utf-8")), quoted
+
+
+def test_a_folder_imports_only_from_the_folders_below_it() -> None:
+    """The contracts in pyproject.toml, which `lint-imports` checks too."""
+    run = "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports())"
+    root = PACKAGE.parent
+    done = subprocess.run(
+        [sys.executable, "-c", run], cwd=root, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr
+
+
+def test_every_test_folder_is_of_a_folder_of_the_package() -> None:
+    tests = Path(__file__).parent
+    found = {path.parent.name for path in tests.glob("*/__init__.py")}
+    extra = {"attack", "measure", "networks"}  # scripts that attack and measure; test networks
+    assert found - extra <= {path.name for path in FOLDERS}
+    assert {path.name for path in FOLDERS if path.parent == PACKAGE} <= found
+
+
+HELPS = [[], *([command] for command in COMMANDS)]
 CHECK = """
 import sys
 from pbu_cli.__main__ import run
@@ -167,6 +140,6 @@ def test_importing_the_package_loads_nothing_and_exports_the_library() -> None:
     code = (
         "import sys, pbu_cli; assert 'torch' not in sys.modules;"
         "pbu_cli.fisher_diagonal; assert 'torch' in sys.modules;"
-        "assert all(callable(getattr(pbu_cli, name)) for name in pbu_cli.__all__)"
+        "assert all(getattr(pbu_cli, name) is not None for name in pbu_cli.__all__)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

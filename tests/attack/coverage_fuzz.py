@@ -1,9 +1,9 @@
-"""The doors of tests/attack/fuzz.py, open_session by atheris: coverage of pbu's Python code leads the way.
+"""The targets of `fuzz.py`, with cases that atheris chooses by the coverage of pbu's Python code.
 
     python -m tests.attack.coverage_fuzz TARGET [libFuzzer flags, such as -max_total_time=60]
 
-atheris is no dependency: pip install atheris where it builds. Starts from tests/attack/fuzz.py's own
-originals; stops at the first fault.
+atheris is not a dependency of pbu: pip install atheris, on a platform where it builds. It starts
+from the originals of `cases.py` and stops at the first fault.
 """
 
 from __future__ import annotations
@@ -14,22 +14,24 @@ from pathlib import Path
 
 
 def main() -> None:
-    import atheris  # type: ignore[import-not-found, unused-ignore]
+    import atheris
 
     with atheris.instrument_imports(include=["pbu_cli"]):
-        from tests.attack import fuzz
+        from tests.attack import cases
+        from tests.attack.fuzz import attempt
+        from tests.attack.targets import targets
     name = sys.argv.pop(1)
-    target = fuzz.targets()[name]
+    target = targets()[name]
     originals = {
-        "pickle": fuzz.pickles,
-        "image": fuzz.pictures,
-        "fisher": lambda: (fuzz.fisher_original(),),
-        "record": lambda: (fuzz.record_original(),),
-    }.get(name, lambda: (b"{}", b"sound.png\na.png"))()
+        "pickle": cases.pickles,
+        "image": cases.pictures,
+        "fisher": lambda: (cases.fisher_original(),),
+        "record": lambda: (cases.record_original(),),
+    }.get(name, lambda: (b"{}", b"valid.png\na.png"))()
     with tempfile.TemporaryDirectory() as corpus:
         for number, original in enumerate(originals):
             (Path(corpus) / str(number)).write_bytes(original)
-        atheris.Setup([*sys.argv, corpus], lambda data: fuzz.attempt(target, data) and None)
+        atheris.Setup([*sys.argv, corpus], lambda data: attempt(target, data) and None)
         atheris.Fuzz()
 
 

@@ -1,10 +1,10 @@
-"""SIGKILL at random instants of `pbu unlearn --force` onto its own input.
+"""Kill `pbu unlearn --force`, which replaces its own input, at random instants.
 
     python -m tests.attack.kill [--kills 200] [--seed 0] [--demo DIR]
 
-Each round starts pbu on a copy of a small trained checkpoint and kills it at a random instant, from
-before its first import to after its last write. After each, the file has to be one of the two
-whole ones, old or new; after the next run, nothing of the killed one may be left beside it.
+Each round starts pbu on a copy of a small trained checkpoint and sends SIGKILL at a random instant
+between its first import and its end. The file then has to be the whole old or the whole new one.
+After the next run no temporary file of the killed run may be left.
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ STEPS = "2"
 
 @dataclass
 class Tally:
-    """What the kills met. `found`: old and new files; `left`: kills that left a sibling behind."""
+    """found: how often the file was old, new or neither. left: kills after which a temporary file
+    was there. ended: runs that ended before they were killed."""
 
     found: Counter[str] = field(default_factory=Counter)
     left: int = 0
-    ended: int = 0  # runs that had ended before their kill
+    ended: int = 0
     faults: list[str] = field(default_factory=list)
 
 
@@ -57,7 +58,7 @@ def digest(path: Path) -> str:
 def kill_at_random(
     original: Path, forget: Path, folder: Path, *, kills: int, seed: int, late: bool = False
 ) -> Tally:
-    """Kill `kills` runs; `late`: all of them in the last fifth of a run, where it writes."""
+    """Kill so many runs; with `late` all of them in the last fifth of a run, where it writes."""
     instants = random.Random(seed)
     model = folder / "model.safetensors"
     shutil.copy(original, model)
@@ -87,7 +88,7 @@ def kill_at_random(
             tally.faults.append(f"kill {number}: a file that is neither the old nor the new one")
         else:
             checkpoint.read(model)
-        if strays:  # what the next run makes of them
+        if strays:  # the next run has to remove them
             shutil.copy(original, model)
             after = subprocess.run(
                 command(model, forget), capture_output=True, check=False, text=True
@@ -111,7 +112,7 @@ def main() -> None:
         else:
             groups = split_by_subfolder(list_groups([str(files.train)])[0])
             images = decode(groups, channels=1)
-            network = demo.train(images.pixels, images.group, torch.device("cpu"))
+            network = demo.train_digits(images.pixels, images.group, torch.device("cpu"))
             demo.write_checkpoint(network, files.checkpoint)
         folder = Path(place) / "run"
         folder.mkdir()

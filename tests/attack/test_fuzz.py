@@ -1,4 +1,4 @@
-"""A few cases for every door of tests/attack/fuzz.py, and all that was ever found there."""
+"""A few made-up cases for every target, and every file that once led to a fault."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.attack.fuzz import Target, attempt, fuzz, pickles, targets
+from tests.attack.cases import pickles
+from tests.attack.fuzz import attempt, fuzz
+from tests.attack.targets import Target, targets
 
 CASES = int(os.environ.get("PBU_FUZZ_CASES", "40"))
 CORPUS = sorted((Path(__file__).parent / "corpus").glob("*/*"))
@@ -17,7 +19,7 @@ TARGETS = targets()
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", TARGETS)
-def test_what_is_made_up_is_read_or_refused_in_a_line(name: str) -> None:
+def test_made_up_files_are_read_or_refused_in_one_line(name: str) -> None:
     seen: Counter[str] = Counter()
     fuzz(TARGETS[name], cases=CASES, seed=0, seen=seen)
     assert seen.total() >= min(CASES, 20)
@@ -25,18 +27,18 @@ def test_what_is_made_up_is_read_or_refused_in_a_line(name: str) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("path", CORPUS, ids=str)
-def test_what_was_found_once_is_refused_for_good(path: Path) -> None:
+def test_files_that_once_led_to_a_fault_are_refused(path: Path) -> None:
     assert attempt(TARGETS[path.parent.name], path.read_bytes()) != "read"
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_odd_tensors_and_packed_archives_are_refused() -> None:
-    """All but the first three: an expanded, a sparse, a complex and a meta tensor."""
+    """The first three are valid; then come expanded, sparse, complex and meta tensors."""
     found = [attempt(TARGETS["pickle"], data) for data in pickles()]
     assert set(found[3:]) == {"CheckpointError"}
 
 
-def test_a_crash_is_a_crash() -> None:
+def test_an_unexpected_exception_counts_as_a_crash() -> None:
     def feed(data: bytes, folder: Path) -> None:
         raise KeyError(data)
 

@@ -1,4 +1,4 @@
-"""The archives of ../shared, unpacked."""
+"""The folder ../shared with checkpoints and images, and how its archives are unpacked."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+SHARED = Path(__file__).resolve().parents[3] / "shared"
+
 
 def unpack(
     archive: Path,
     place: Path,
-    wanted: Callable[[tarfile.TarFile], Iterable[tarfile.TarInfo]] = lambda file: file,
+    choose: Callable[[tarfile.TarFile], Iterable[tarfile.TarInfo]] = lambda file: file,
 ) -> Path:
-    """Unpack what is `wanted` of an archive to `place`, which is returned."""
-    # Pythons before 3.10.12 and 3.11.4 know no filters; the archives are our own.
+    """Unpack the members that `choose` returns into the folder `place`, and return that folder."""
+    # Python before 3.10.12 and 3.11.4 has no filters. The archives are our own.
     safe: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
     with tarfile.open(archive) as file:
-        file.extractall(place, list(wanted(file)), **safe)
+        file.extractall(place, list(choose(file)), **safe)
     return place

@@ -1,14 +1,14 @@
-"""The README's table of what is left of a class: everything that forgets it, beside a retrained
-network, by `pbu evaluate --audit`.
+"""The tables of what is left of a class after each method, by `pbu evaluate --audit`.
 
-    python -m tests.measure.audits original 8 --retrained WITHOUT_SHIP.safetensors
-    python -m tests.measure.audits mnist 8 --original O.safetensors --retrained R.safetensors --rows default
-    python -m tests.measure.audits original 3 --retrained R.safetensors --again R2.safetensors --rows
+    python -m tests.measure.audits original 8 --retrained WITHOUT_SHIP
+    python -m tests.measure.audits mnist 8 --original ORIGINAL --retrained RETRAINED --rows default
+    python -m tests.measure.audits original 3 --retrained RETRAINED --again ANOTHER --rows
 
-Cases are those of tests.measure.results; `--original` puts another checkpoint in the place of the case's,
-`--again` adds the row of a network retrained by another seed, `--rows` without names is none else.
-Unlearns from all training images of the class and audits on the test split, some 12 minutes a
-class on one core. A line of JSON a network, and a table in the end.
+The cases are those of `tests.measure.results`. `--original` replaces the case's checkpoint.
+`--again` adds a row for a network that was retrained with another seed. `--rows` without names
+leaves all other rows out. Each method forgets all training images of the class, and the audit is
+made on the test split, which takes about 12 minutes a class on one core. The script prints a line
+of JSON for each network, and a table at the end.
 """
 
 from __future__ import annotations
@@ -31,80 +31,82 @@ from pbu_cli.benchmark.methods.task import Task
 from pbu_cli.benchmark.training import COLOUR, GREY
 from pbu_cli.data.decoding import decode
 from pbu_cli.data.image_folders import list_groups
+from pbu_cli.inputs.inferred import InferenceLog
 from pbu_cli.inputs.loaded_model import load_model
-from pbu_cli.inputs.prepare import UnlearningInputs, assemble
+from pbu_cli.inputs.prepare import UnlearningInputs, prepare_inputs
 from pbu_cli.io.safetensors_format import write
 from pbu_cli.settings import InputOptions
-from tests.measure.archives import unpack
-from tests.measure.results import CASES, CIFAR_CLASSES, SHARED, pbu
+from tests.measure.archives import SHARED, unpack
+from tests.measure.results import CASES, CIFAR_CLASSES, pbu
 
 EPOCHS = 2  # of the authors' recipe
-ORIGINALS = 14  # those of the originals, a third of which fine-tuning takes
+ORIGINAL_EPOCHS = 14  # of the originals' training; fine-tuning takes a third of them
 MEASURES = ("probe", "probe_recall", "odds_auc", "relearnt", "js", "log_p_retain")
 
 
 def by_pbu(*flags: str) -> Callable[..., None]:
-    def make(original: Path, forget: Path, output: Path, own: list[str]) -> None:
-        pbu("unlearn", str(original), "--forget", str(forget), "-o", str(output), *own, *flags)
+    def make(original: Path, forget: Path, output: Path, case_flags: list[str]) -> None:
+        pbu("unlearn", str(original), "--forget", str(forget), "-o", str(output),
+            *case_flags, *flags)  # fmt: skip
 
     return make
 
 
-def by_authors(original: Path, forget: Path, output: Path, own: list[str]) -> None:
-    """Their recipe on the case's own network and images, as `pbu benchmark` runs it."""
-    prepared, task = _task(original, forget, own)
+def by_authors(original: Path, forget: Path, output: Path, case_flags: list[str]) -> None:
+    """The recipe of the method's authors, as `pbu benchmark` runs it."""
+    inputs, task = _task(original, forget, case_flags)
     for _, result in zip(range(EPOCHS), pbu_paper.unlearn(task), strict=False):
         found = result.network
-    write(output, dict(found.state_dict()), dict(prepared.loaded.checkpoint.metadata))
+    write(output, dict(found.state_dict()), dict(inputs.loaded.checkpoint.metadata))
 
 
-def by_tuning(original: Path, forget: Path, output: Path, own: list[str]) -> None:
-    """As `pbu benchmark` fine-tunes: on all training images of the others, which pbu never sees."""
-    prepared, task = _task(original, forget, own)
+def by_tuning(original: Path, forget: Path, output: Path, case_flags: list[str]) -> None:
+    """Fine-tune as `pbu benchmark` does, on all retained training images, which pbu never reads."""
+    inputs, task = _task(original, forget, case_flags)
     folders = sorted(set(forget.parent.iterdir()) - {forget})  # in the order of the classes
-    channels = prepared.images.pixels.shape[1]
+    channels = inputs.images.pixels.shape[1]
     images = decode(
         list_groups([str(folder) for folder in folders]),
-        channels=channels, size=prepared.preprocessing.size,
+        channels=channels, size=inputs.preprocessing.size,
     )  # fmt: skip
     kept = torch.tensor([c for c in range(task.num_classes) if c != task.label])
-    retained = CountingLoader(images.pixels, kept[images.group], prepared.preprocessing)
-    recipe = replace(COLOUR if channels == 3 else GREY, epochs=ORIGINALS)
+    retained = CountingLoader(images.pixels, kept[images.group], inputs.preprocessing)
+    recipe = replace(COLOUR if channels == 3 else GREY, epochs=ORIGINAL_EPOCHS)
     (result,) = finetune.unlearn(replace(task, retained=retained, recipe=recipe))
-    write(output, dict(result.network.state_dict()), dict(prepared.loaded.checkpoint.metadata))
+    write(output, dict(result.network.state_dict()), dict(inputs.loaded.checkpoint.metadata))
 
 
-def _task(original: Path, forget: Path, own: list[str]) -> tuple[UnlearningInputs, Task]:
-    """The case's own network and images; no retained ones."""
-    flags = dict(zip(own[::2], own[1::2], strict=True))  # --label among them
+def _task(original: Path, forget: Path, case_flags: list[str]) -> tuple[UnlearningInputs, Task]:
+    """The checkpoint and the forget images as the inputs of a method, without retained images."""
+    flags = dict(zip(case_flags[::2], case_flags[1::2], strict=True))  # --label among them
     mean, std = (
         tuple(map(float, flags[name].split(","))) if name in flags else None
         for name in ("--mean", "--std")
     )
     labels = (flags["--label"],)
-    wanted = InputOptions(arch=flags.get("--arch"), labels=labels, mean=mean, std=std)
-    loaded = load_model(original, wanted, _unheard)
-    prepared = assemble(loaded, [str(forget)], wanted, _unheard)
-    feed = CountingLoader(prepared.images.pixels, prepared.image_labels, prepared.preprocessing)
-    label = int(prepared.image_labels[0])
-    network = prepared.loaded.network
-    nothing = feed.chosen(torch.zeros(0, dtype=torch.long))
-    return prepared, Task(network.module, _never, label, network.num_classes, feed, nothing, GREY)
+    options, log = InputOptions(flags.get("--arch"), labels, mean, std), InferenceLog()
+    inputs = prepare_inputs(load_model(original, options, log), [str(forget)], options, log)
+    loader = CountingLoader(inputs.images.pixels, inputs.image_labels, inputs.preprocessing)
+    label = int(inputs.image_labels[0])
+    network = inputs.loaded.network
+    nothing = loader.subset(torch.zeros(0, dtype=torch.long))
+    return inputs, Task(network.module, _never, label, network.num_classes, loader, nothing, GREY)
 
 
 ROWS: dict[str, Callable[..., None]] = {
     "default": by_pbu(),
     "--fast": by_pbu("--fast"),
     f"authors' recipe, {EPOCHS} epochs": by_authors,
-    f"fine-tuned, {finetune.epochs(ORIGINALS)} epochs": by_tuning,
+    f"fine-tuned, {finetune.epochs(ORIGINAL_EPOCHS)} epochs": by_tuning,
 }
 
 
-def audited(name: str, made: Path, beside: list[str], test: Path, folder: str, own: list[str]
-) -> list[dict[str, Any]]:  # fmt: skip
-    """What `evaluate --audit` says of a network and of those beside it."""
-    _, found = pbu("evaluate", str(made), *beside, "--forget", str(test / folder),
-                   "--retain", str(test), "--audit", *own)  # fmt: skip
+def audited(
+    name: str, checkpoint: Path, compared: list[str], test: Path, folder: str, case_flags: list[str]
+) -> list[dict[str, Any]]:
+    """The measures by `evaluate --audit` of one network and of those it is compared with."""
+    _, found = pbu("evaluate", str(checkpoint), *compared, "--forget", str(test / folder),
+                   "--retain", str(test), "--audit", *case_flags)  # fmt: skip
     scores = {score["name"]: score for score in found["scores"]}
     return [
         {
@@ -143,8 +145,8 @@ def main() -> None:
     given = parser.parse_args()
     if not (given.rows or given.again):
         parser.error("--rows without names needs --again")
-    archive, name, flags, _ = CASES[given.prepared]
-    own = [*flags, "--label", str(given.label)]  # what forgot says itself no more
+    archive, name, flags, _ = CASES[given.case]
+    case_flags = [*flags, "--label", str(given.label)]  # the network no longer tells it
     original = given.original or SHARED / "checkpoints" / f"{name}.safetensors"
     folder = str(given.label) if archive == "mnist" else CIFAR_CLASSES[given.label]
     rows: list[dict[str, Any]] = []
@@ -156,10 +158,10 @@ def main() -> None:
             made["retrained again"] = given.again
         for row, output in made.items():
             if row in ROWS:
-                ROWS[row](original, data / "train" / folder, output, own)
+                ROWS[row](original, data / "train" / folder, output, case_flags)
             first = row in ROWS and not rows
-            beside = ["--original", str(original), *retrained] if first else retrained
-            for found in audited(row, output, beside, data / "test", folder, own):
+            compared = ["--original", str(original), *retrained] if first else retrained
+            for found in audited(row, output, compared, data / "test", folder, case_flags):
                 if found["network"] not in {known["network"] for known in rows}:
                     print(json.dumps(found), flush=True)
                     rows.append(found)
@@ -168,10 +170,6 @@ def main() -> None:
 
 def _never(seed: int) -> torch.nn.Module:
     raise AssertionError("the authors' recipe starts from the original")
-
-
-def _unheard(what: str, value: str, source: str) -> None:
-    """The table says what was measured, not what was inferred."""
 
 
 if __name__ == "__main__":

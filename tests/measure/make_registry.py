@@ -1,4 +1,7 @@
-"""Write `pbu_cli/registry.json` from the installed torchvision: `python -m tests.measure.make_registry`."""
+"""Write `pbu_cli/models/registry.json` from the installed torchvision.
+
+python -m tests.measure.make_registry
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from pbu_cli.models.build import WeightsOnMeta
 from pbu_cli.models.registry import AUXILIARY, CHANNELS, CLASSES, TOKENS
 
 FILE = Path(__file__).parents[2] / "pbu_cli" / "models" / "registry.json"
-ODD_CLASSES = 1009  # a prime that is no layer's width, so it marks the heads
+ODD_CLASSES = 1009  # a prime that is no layer's width, so that it marks the heads
 
 Shape = tuple[int | str, ...]
 
@@ -34,14 +37,14 @@ def classifier(name: str, num_classes: int, **options: object) -> nn.Module:
 
 
 def first_convolution(model: nn.Module) -> str:
-    """Name of the weight that sees the image: in all of torchvision the first convolution."""
+    """The name of the weight whose input is the image: in torchvision the first convolution."""
     return next(
         f"{path}.weight" for path, module in model.named_modules() if isinstance(module, nn.Conv2d)
     )
 
 
 def pattern(name: str) -> dict[str, Shape]:
-    """Names and symbolic shapes of a classifier's tensors, BatchNorm's counters left out."""
+    """Names and symbolic shapes of a classifier's tensors, without BatchNorm's counters."""
     model = classifier(name, ODD_CLASSES)
     shapes: dict[str, Shape] = {
         tensor: tuple(CLASSES if size == ODD_CLASSES else size for size in value.shape)
@@ -56,10 +59,10 @@ def pattern(name: str) -> dict[str, Shape]:
 
 
 def packed(patterns: dict[str, dict[str, Shape]]) -> str:
-    """The text of the file: each distinct module once, on a line, after its children.
+    """The text of the file. Each distinct module has one line, after the lines of its children.
 
-    An entry of a module is the shape of a tensor or the line of a child, so that the blocks
-    which networks repeat and share cost a number each.
+    An entry of a module is the shape of a tensor or the line number of a child. A block that
+    several networks have in common is therefore stored once.
     """
     lines: dict[str, int] = {}
 

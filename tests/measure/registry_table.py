@@ -1,8 +1,11 @@
-"""Round trip of all torchvision classifiers: `python -m tests.measure.registry_table [NAME ...]`.
+"""Save, infer, rebuild and compare every torchvision classifier.
 
-Each is made by torchvision with random weights and statistics, saved as safetensors, inferred
-from the names and shapes in the file, rebuilt by pbu, loaded, and both are shown the same images.
-The largest take 2.6 GB twice; one is held at a time.
+    python -m tests.measure.registry_table [NAME ...]
+
+torchvision makes each network with random weights and statistics. It is saved as safetensors,
+inferred from the names and shapes in the file, rebuilt by pbu and loaded. The logits of both
+networks for the same images have to be identical. One network is held at a time; the largest takes
+2.6 GB twice.
 """
 
 from __future__ import annotations
@@ -20,7 +23,8 @@ from torch import Tensor, nn
 from torchvision.models import get_model
 
 from pbu_cli.models.architecture_inference import infer
-from pbu_cli.models.build import build, load
+from pbu_cli.models.build import build
+from pbu_cli.models.load import load_tensors
 from pbu_cli.models.registry import AUXILIARY, Architecture
 from tests.measure.make_registry import classifiers
 
@@ -30,8 +34,10 @@ IMAGE_SIZE = 64
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What became of one architecture: as inferred, the largest difference of a logit and the
-    largest logit."""
+    """The result for one architecture.
+
+    found: the architecture as inferred. difference: of the logits, the largest. logit: the largest.
+    """
 
     found: Architecture
     difference: float
@@ -59,7 +65,7 @@ def round_trip(asked: Architecture, folder: Path) -> Row:
     found = infer(shapes)
     infer_ms = 1000 * (time.perf_counter() - before)
     model = build(found)
-    load(model, load_file(path))
+    load_tensors(model, load_file(path))
     difference = float((_logits(model, images) - expected).abs().max())
     megabytes = path.stat().st_size / 1e6
     path.unlink()
@@ -69,7 +75,7 @@ def round_trip(asked: Architecture, folder: Path) -> Row:
 
 
 def torchvision_model(asked: Architecture, image_size: int) -> nn.Module:
-    """torchvision's own module in eval mode, its stem replaced as users replace it by hand."""
+    """torchvision's own module in eval mode, with its stem replaced as users do it by hand."""
     options: dict[str, object] = {"num_classes": asked.num_classes}
     if asked.name in AUXILIARY:
         options |= {"aux_logits": asked.aux_logits, "init_weights": False}
@@ -80,7 +86,7 @@ def torchvision_model(asked: Architecture, image_size: int) -> nn.Module:
         model.conv1 = nn.Conv2d(asked.in_channels, 64, kernel_size=3, padding=1, bias=False)
         model.maxpool = nn.Identity()
     elif asked.in_channels != 3:
-        assert asked.name.startswith("resne"), "the others are rebuilt from shapes alone"
+        assert asked.name.startswith("resne"), "only ResNets have a stem that is replaced here"
         model.conv1 = nn.Conv2d(
             asked.in_channels, 64, kernel_size=7, stride=2, padding=3, bias=False
         )
@@ -90,8 +96,10 @@ def torchvision_model(asked: Architecture, image_size: int) -> nn.Module:
 
 @torch.no_grad()
 def _disturb(model: nn.Module) -> None:
-    """Random values where torchvision starts from constants, so that every tensor matters: ViT's
-    head is all zeros, ConvNeXt's layer scale 1e-6, statistics are 0 and 1."""
+    """Put random values where torchvision starts from constants, so that every tensor matters.
+
+    A ViT's head starts at zero, ConvNeXt's layer scale at 1e-6, and statistics at 0 and 1.
+    """
     random = torch.manual_seed(0)
     for tensor in model.state_dict().values():
         if tensor.is_floating_point() and tensor.numel() > 1 and tensor.min() == tensor.max():

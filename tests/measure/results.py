@@ -1,13 +1,14 @@
-"""The README's table of results: every row is `pbu unlearn` and `pbu evaluate` on real files.
+"""A_Df and A_Dr before and after `pbu unlearn`, by class, on real checkpoints and images.
 
-    python -m tests.measure.results                      # all rows, some 15 minutes on two cores
-    python -m tests.measure.results mnist --classes 8    # one of them
+    python -m tests.measure.results                      # all rows, about 15 minutes on two cores
+    python -m tests.measure.results mnist --classes 8    # one row
     python -m tests.measure.results resnet20 --images 10 --seeds 3
     python -m tests.measure.results original --classes 8 --flags --alpha 10 --max-damage 2
 
-Checkpoints and images come from ../shared. Forget images are of the training split, all or
-`--images` of them drawn by `--seeds`; the figures are of the test split. A line of JSON a run, and
-in the end a table of means over the seeds, with the worst class of each prepared.
+Checkpoints and images come from ../shared. The forget images are of the training split: all of
+them, or `--images` of them, drawn by each seed. The figures are measured on the test split. The
+script prints a line of JSON for each run, and at the end a table of means over the seeds, with the
+worst class of each case.
 """
 
 from __future__ import annotations
@@ -28,10 +29,9 @@ from rich.console import Console
 from rich.table import Table
 
 from pbu_cli.__main__ import run
-from tests.measure.archives import unpack
+from tests.measure.archives import SHARED, unpack
 
 ROOT = Path(__file__).resolve().parents[2]
-SHARED = ROOT.parent / "shared"
 CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship",
                  "truck")  # fmt: skip
 CIFAR = ["--mean", "0.4914,0.4822,0.4465", "--std", "0.2470,0.2435,0.2616"]
@@ -58,13 +58,13 @@ def pbu(*arguments: str) -> tuple[int, dict[str, Any]]:
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         code = run([*arguments, "--json", "--quiet"])
-    if code not in (0, 5):  # 5: measured and written, but not forgotten, or at too high a cost
+    if code not in (0, 5):  # 5: written, but a criterion is not met
         raise SystemExit(f"pbu {' '.join(arguments)}: exit code {code}")
     return code, json.loads(out.getvalue())
 
 
 def some_images(folder: Path, count: int, seed: int, place: Path) -> Path:
-    """A folder of `count` of the images, drawn by `seed`."""
+    """A folder with links to `count` of the images, drawn by `seed`."""
     chosen = random.Random(seed).sample(sorted(folder.iterdir()), count)
     few = place / f"{count}-{seed}" / folder.name
     few.mkdir(parents=True, exist_ok=True)
@@ -74,29 +74,32 @@ def some_images(folder: Path, count: int, seed: int, place: Path) -> Path:
 
 
 def row(
-    prepared: str, forgotten: int, data: Path, place: Path, images: int | None, seed: int,
+    case: str, label: int, data: Path, place: Path, images: int | None, seed: int,
     flags: list[str], before: dict[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """`before` is the row of another seed: the original's figures are the same."""
-    archive, name, own, _ = CASES[prepared]
+    """Unlearn one class with one seed and evaluate.
+
+    before: the row of another seed, whose figures for the original are the same.
+    """
+    archive, name, case_flags, _ = CASES[case]
     checkpoint = str(SHARED / "checkpoints" / f"{name}.safetensors")
-    folder = str(forgotten) if archive == "mnist" else CIFAR_CLASSES[forgotten]
+    folder = str(label) if archive == "mnist" else CIFAR_CLASSES[label]
     forget = data / archive / "train" / folder
     if images is not None:
-        forget = some_images(forget, images, seed, place / prepared)
-    output = str(place / f"{prepared}-{forgotten}-{seed}.safetensors")
+        forget = some_images(forget, images, seed, place / case)
+    output = str(place / f"{case}-{label}-{seed}.safetensors")
     start = time.perf_counter()
     code, done = pbu("unlearn", checkpoint, "--forget", str(forget), "-o", output, "--force",
-                     "--seed", str(seed), *own, *flags)  # fmt: skip
+                     "--seed", str(seed), *case_flags, *flags)  # fmt: skip
     seconds = time.perf_counter() - start
     test = data / archive / "test"
-    beside = [] if before else ["--original", checkpoint]
-    _, found = pbu("evaluate", output, *beside, "--forget", str(test / folder),
-                   "--retain", str(test), *own)  # fmt: skip
+    compared = [] if before else ["--original", checkpoint]
+    _, found = pbu("evaluate", output, *compared, "--forget", str(test / folder),
+                   "--retain", str(test), *case_flags)  # fmt: skip
     by_name = {score["name"]: score for score in found["scores"]}
     return {
-        "case": prepared,
-        "class": forgotten,
+        "case": case,
+        "class": label,
         "images": done["images"],
         "seed": seed,
         "original": before["original"]
@@ -112,26 +115,25 @@ def row(
 
 
 def table(rows: list[dict[str, Any]]) -> Table:
-    """Means over the seeds, with the standard deviation of A_Dr; in rows of one class each."""
+    """A row for each class: means over the seeds, and the standard deviation of A_Dr."""
     shown = Table("case", "class", "images", "seeds", "A_Df before", "after, most", "A_Dr before",
                   "after", "head mask", "estimated loss, most", "exit", "seconds")  # fmt: skip
     worst: dict[str, tuple[float, int]] = {}
-    for (prepared, forgotten), each in groupby(rows, key=lambda row: (row["case"], row["class"])):
+    for (case, label), each in groupby(rows, key=lambda row: (row["case"], row["class"])):
         group = list(each)
         (df0, dr0), after = group[0]["original"], [row["result"][1] for row in group]
         mean = statistics.fmean(after)
         spread = f" ± {statistics.stdev(after):.2f}" if len(after) > 1 else ""
-        worst[prepared] = min(worst.get(prepared, (1e9, 0)), (mean - dr0, forgotten))
+        worst[case] = min(worst.get(case, (1e9, 0)), (mean - dr0, label))
         shown.add_row(
-            prepared, str(forgotten), str(group[0]["images"]), str(len(group)), f"{df0:.2f}",
+            case, str(label), str(group[0]["images"]), str(len(group)), f"{df0:.2f}",
             f"{max(row['result'][0] for row in group):.2f}", f"{dr0:.2f}", f"{mean:.2f}{spread}",
             f"{group[0]['mask']:.2f}", f"{max(row['damage']['high'] for row in group):.1f}",
             " ".join(sorted({str(row["exit"]) for row in group})),
             f"{statistics.median(row['seconds'] for row in group):.1f}",
         )  # fmt: skip
     shown.caption = "; ".join(
-        f"{prepared}: worst class {forgotten}, {change:+.2f}"
-        for prepared, (change, forgotten) in worst.items()
+        f"{case}: worst class {label}, {change:+.2f}" for case, (change, label) in worst.items()
     )
     return shown
 
@@ -148,17 +150,15 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch)
-        for prepared in given.cases or CASES:
-            archive = CASES[prepared][0]
+        for case in given.cases or CASES:
+            archive = CASES[case][0]
             data = place / "data"
             if not (data / archive).exists():
                 unpack(SHARED / "data" / f"{archive}.tar.xz", data / archive)
-            for forgotten in given.classes or CASES[prepared][3]:
+            for label in given.classes or CASES[case][3]:
                 found = None
                 for seed in range(given.first_seed, given.first_seed + given.seeds):
-                    found = row(
-                        prepared, forgotten, data, place, given.images, seed, given.flags, found
-                    )
+                    found = row(case, label, data, place, given.images, seed, given.flags, found)
                     print(json.dumps(found), flush=True)
                     rows.append(found)
     Console(width=140).print(table(rows))

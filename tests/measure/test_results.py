@@ -1,10 +1,14 @@
-"""The promise on a published checkpoint of ../shared: the class goes, the others stay."""
+"""A published checkpoint of ../shared forgets a class and keeps the others."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.measure.results import row
+
+pytestmark = pytest.mark.slow  # runs commands from start to end
 
 
 def test_cifar_resnet20_forgets_cats_and_keeps_the_rest(cifar10: Path, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """The CIFAR ResNets of He et al. 2015, section 4.2: 6n + 2 layers, shortcuts without parameters.
 
-Not a torchvision architecture: what `--arch tests/networks/cifar_resnet.py:resnet20` is for.
+They are no torchvision architectures: pass `--arch tests/networks/cifar_resnet.py:resnet20`.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from torch import Tensor, nn
 
 
 class Block(nn.Module):
-    def __init__(self, inside: int, outside: int, stride: int) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(inside, outside, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outside)
-        self.conv2 = nn.Conv2d(outside, outside, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outside)
-        self.stride, self.more = stride, outside - inside
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.stride, self.added_channels = stride, outputs - inputs
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
         x = x[:, :, :: self.stride, :: self.stride]
-        half = self.more // 2
+        half = self.added_channels // 2
         return F.relu(y + F.pad(x, (0, 0, 0, 0, half, half)))
 
 
@@ -37,9 +37,9 @@ class CifarResNet(nn.Module):
         self.linear = nn.Linear(64, num_classes)
 
     @staticmethod
-    def _stage(inside: int, outside: int, blocks: int, stride: int) -> nn.Sequential:
-        rest = (Block(outside, outside, 1) for _ in range(blocks - 1))
-        return nn.Sequential(Block(inside, outside, stride), *rest)
+    def _stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential:
+        rest = (Block(outputs, outputs, 1) for _ in range(blocks - 1))
+        return nn.Sequential(Block(inputs, outputs, stride), *rest)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(x)))

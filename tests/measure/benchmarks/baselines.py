@@ -1,10 +1,10 @@
-"""The search for the settings of the methods that pbu is compared with, on training images alone.
+"""Search settings for the methods that pbu is compared with, on training images alone.
 
     python -m tests.measure.benchmarks.baselines ORIGINAL.safetensors --data-root mnist --label 8
 
-One training image in ten of each class is held out of everything that a method is handed, and
-measured on. The settings as published stand first in every list; what is chosen are those that
-leave at most 0.5 % of the held-out class and, of those, have the best A_Dr.
+One training image in ten of each class is held out: no method reads it, and the results are
+measured on it. The published settings stand first in every list. Chosen are the settings with the
+best A_Dr among those that leave A_Df at 0.5 % or less.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from typing import Any
 import torch
 
 from pbu_cli.benchmark.counting_loader import CountingLoader
-from pbu_cli.benchmark.datasets import Dataset, Split, load
-from pbu_cli.benchmark.grid import measures
+from pbu_cli.benchmark.datasets import Dataset, Split, load_dataset
+from pbu_cli.benchmark.grid import measure_network
 from pbu_cli.benchmark.methods import bad_teaching, fast_effective, finetune, gradient_ascent
 from pbu_cli.benchmark.methods.task import Result, Task
-from pbu_cli.benchmark.networks import choose
+from pbu_cli.benchmark.networks import choose_network
 from pbu_cli.benchmark.training import recipe_for
 from pbu_cli.io.checkpoint import read
-from pbu_cli.models.build import load as load_weights
+from pbu_cli.models.load import load_tensors as load_weights
 
-HELD_OUT = 10  # one image in so many
+HELD_OUT = 10  # one image in so many is held out
 CANDIDATES: dict[str, tuple[Any, list[dict[str, float]]]] = {
     "fast-effective": (
         fast_effective,
@@ -47,7 +47,7 @@ CANDIDATES: dict[str, tuple[Any, list[dict[str, float]]]] = {
 
 
 def held_out(data: Dataset) -> Dataset:
-    """The same, its training images cut in two: nine tenths to learn from, a tenth to test on."""
+    """The same data with a tenth of the training images in place of the test images."""
     pixels, labels = data.train.pixels, data.train.labels
     away = torch.zeros_like(labels, dtype=torch.bool)
     for label in labels.unique():
@@ -66,18 +66,18 @@ def main() -> None:
     parser.add_argument("--label", type=int, default=8)
     parser.add_argument("--methods", nargs="*", default=list(CANDIDATES))
     given = parser.parse_args()
-    data = held_out(load("folder", given.data_root))
+    data = held_out(load_dataset("folder", given.data_root))
     known = data.preprocessing
-    candidate = choose(given.model, given.arch, len(data.classes), known.channels, known.size)
-    network = candidate.fresh(0)
+    chosen = choose_network(given.model, given.arch, len(data.classes), known.channels, known.size)
+    network = chosen.build_untrained(0)
     kept = read(given.original)
-    load_weights(network, kept.stored_names(kept.tensors))
-    print("original", measures(network, data, given.label), flush=True)
-    feed = CountingLoader(data.train.pixels, data.train.labels, known)
+    load_weights(network, kept.stored)
+    print("original", measure_network(network, data, given.label), flush=True)
+    loader = CountingLoader(data.train.pixels, data.train.labels, known)
     gone = data.train.labels == given.label
     task = Task(
-        network, candidate.fresh, given.label, len(data.classes), feed.chosen(gone),
-        feed.chosen(~gone), recipe_for(data.name, candidate.name, known.channels),
+        network, chosen.build_untrained, given.label, len(data.classes), loader.subset(gone),
+        loader.subset(~gone), recipe_for(data.name, chosen.name, known.channels),
     )  # fmt: skip
     for name in given.methods:
         module, changes = CANDIDATES[name]
@@ -90,7 +90,7 @@ def main() -> None:
             start = time.perf_counter()
             (result,) = work()
             seconds = time.perf_counter() - start
-            found = measures(result.network, data, given.label)
+            found = measure_network(result.network, data, given.label)
             print(name, change, found, f"{seconds:.0f} s", flush=True)
 
 

@@ -1,18 +1,20 @@
-"""`python -m tests.measure.benchmarks.fisher [--help]`: what the Fisher diagonal costs.
+"""The cost of the Fisher diagonal.
+
+    python -m tests.measure.benchmarks.fisher [--help]
 
 The unit is a plain step: one forward and backward pass of the mean cross-entropy on the same
-images, with all weights' gradients. Each row alternates with plain steps in the same run and
-divides the two medians. OutputVectors:
+images, with the gradients of all weights. Each method alternates with plain steps in one run, and
+the two medians are divided. Columns:
 
-    ratio    time of a batch in plain steps; for `exact` a column's, of which there are classes - 1
-    plan     what `fisher_diagonal` takes more for its first two batches, in plain steps: it looks
-             for a way, and on a GPU records it
-    memory   peak above the model and the images, in that of a plain step: for a CPU each in a new
-             process
+    ratio    time of a batch in plain steps; for `exact` that of one of its classes - 1 output
+             vectors
+    plan     the extra time of the first two batches, in plain steps: `fisher_diagonal` chooses and
+             validates its plan, and on a GPU records it
+    memory   peak memory above the model and the images, relative to a plain step; on a CPU each
+             figure is measured in a new process
 
-Peers: the loop over batches of one; `torch.func.vmap` over chunks of 8 images; nngeometry, if it
-is installed, its Monte Carlo estimate and its exact one over all classes. What a peer cannot run
-is a dash.
+Peers: a loop over batches of one; `torch.func.vmap` over chunks of 8 images; and, if nngeometry is
+installed, its Monte Carlo estimate and its exact diagonal. A dash marks what a peer cannot run.
 """
 
 from __future__ import annotations
@@ -38,12 +40,11 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
-from torchvision import models
+from torch import nn
 
 from pbu_cli.fisher.diagonal import fisher_diagonal
+from tests.measure.benchmarks.fisher_peers import STEPS, Batch, build, plain
 
-Batch = tuple[Tensor, Tensor]
 OURS = ("empirical", "exact", "mc")
 PEERS = ("loop", "vmap", "nngeometry-mc", "nngeometry")
 
@@ -60,83 +61,13 @@ class Row:
     memory: float | None = None
 
 
-def build(name: str, size: int, batch: int, classes: int, device: str) -> tuple[nn.Module, Batch]:
-    """`small_resnet34` is resnet34 with the 3x3 stem of small images, which keeps larger maps."""
-    torch.manual_seed(0)
-    options = {"image_size": size} if name.startswith("vit") else {}
-    model = models.get_model(name.removeprefix("small_"), num_classes=classes, **options)
-    if name.startswith("small_"):
-        model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
-    x, labels = torch.randn(batch, 3, size, size), torch.randint(classes, (batch,))
-    return model.eval().to(device), (x.to(device), labels.to(device))
-
-
-# One batch
-
-
-def plain(model: nn.Module, x: Tensor, labels: Tensor) -> None:
-    F.cross_entropy(model(x), labels).backward()
-    model.zero_grad(set_to_none=True)
-
-
-def loop(model: nn.Module, x: Tensor, labels: Tensor) -> None:
-    total = [torch.zeros_like(p) for p in model.parameters()]
-    for image, label in zip(x.split(1), labels.split(1), strict=True):
-        gradients = torch.autograd.grad(
-            F.cross_entropy(model(image), label), list(model.parameters())
-        )
-        for t, g in zip(total, gradients, strict=True):
-            t.addcmul_(g, g)
-
-
-def vmap(model: nn.Module, x: Tensor, labels: Tensor, chunk: int = 8) -> None:
-    held = {name: p.detach() for name, p in model.named_parameters()}
-    buffers = dict(model.named_buffers())
-    total = {name: torch.zeros_like(p) for name, p in held.items()}
-
-    def loss(parameters: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
-        logits = torch.func.functional_call(model, {**parameters, **buffers}, (image[None],))
-        return F.cross_entropy(logits, label[None])
-
-    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))
-    for some_x, some_labels in zip(x.split(chunk), labels.split(chunk), strict=True):
-        for name, g in each(held, some_x, some_labels).items():
-            total[name] += g.square().sum(0)
-
-
-def nngeometry(model: nn.Module, x: Tensor, labels: Tensor, draws: int | None = None) -> None:
-    """Its own `exact`, whole, or with draws its Monte Carlo estimate, as costly as `empirical`."""
-    from nngeometry import metrics  # type: ignore[import-not-found,unused-ignore]
-    from nngeometry.object import PMatDiag  # type: ignore[import-not-found,unused-ignore]
-    from torch.utils.data import DataLoader, TensorDataset
-
-    loader = DataLoader(TensorDataset(x, labels), batch_size=len(x))
-    options: dict[str, Any] = {"variant": "classif_logits", "device": x.device}
-    if draws is None:
-        metrics.FIM(model, loader, PMatDiag, **options)
-    else:
-        metrics.FIM_MonteCarlo(model, loader, PMatDiag, trials=draws, **options)
-
-
-STEPS: dict[str, Callable[[nn.Module, Tensor, Tensor], None]] = {
-    "plain": plain,
-    "loop": loop,
-    "vmap": vmap,
-    "nngeometry": nngeometry,
-    "nngeometry-mc": partial(nngeometry, draws=1),
-}
-
-
-# Time
-
-
 def clock(device: str) -> float:
     if device.startswith("cuda"):
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
-def stopwatch(device: str, step: Callable[[], None]) -> float:
+def seconds_of(device: str, step: Callable[[], None]) -> float:
     start = clock(device)
     step()
     return clock(device) - start
@@ -145,23 +76,22 @@ def stopwatch(device: str, step: Callable[[], None]) -> float:
 def time_ours(
     estimator: Any, model: nn.Module, batch: Batch, repeats: int, device: str
 ) -> tuple[list[float], list[float]]:
-    """Seconds of plain steps, and of the batches of one pass between them; the first have the plan.
-
-    The plain steps are of a copy, for during the pass the model's parameters ask for no gradients.
+    """Seconds of plain steps and of the batches of one pass, in turn. The first two batches include
+    the plan. The plain steps use a copy, because during the pass the model requires no gradients.
     """
-    twin, plains, ours = copy.deepcopy(model), list[float](), list[float]()
+    twin, plains, passes = copy.deepcopy(model), list[float](), list[float]()
     plain(twin, *batch)
 
     def batches() -> Iterator[Batch]:
         for _ in range(repeats + 2):
             with torch.enable_grad():
-                plains.append(stopwatch(device, partial(plain, twin, *batch)))
+                plains.append(seconds_of(device, partial(plain, twin, *batch)))
             start = clock(device)
             yield batch
-            ours.append(clock(device) - start)
+            passes.append(clock(device) - start)
 
     fisher_diagonal(model, batches(), estimator=estimator)
-    return plains[2:], ours
+    return plains[2:], passes
 
 
 def time_peer(
@@ -169,16 +99,13 @@ def time_peer(
 ) -> tuple[list[float], list[float]]:
     plains, peers = [], []
     for _ in range(repeats + 1):
-        plains.append(stopwatch(device, partial(plain, model, *batch)))
-        peers.append(stopwatch(device, partial(STEPS[name], model, *batch)))
+        plains.append(seconds_of(device, partial(plain, model, *batch)))
+        peers.append(seconds_of(device, partial(STEPS[name], model, *batch)))
     return plains[1:], peers[1:]
 
 
-# Memory
-
-
 def peak(method: str, model: nn.Module, batch: Batch, device: str) -> int:
-    """Bytes above those in use before; for the CPU as Linux counts them, of a new process."""
+    """Peak bytes above those in use before. On a CPU Linux counts them, for the whole process."""
     cuda = device.startswith("cuda")
 
     def run() -> None:
@@ -193,7 +120,7 @@ def peak(method: str, model: nn.Module, batch: Batch, device: str) -> int:
         before = torch.cuda.memory_allocated()
         run()
         return torch.cuda.max_memory_allocated() - before
-    small = torch.ones(1, 3, 8, 8, requires_grad=True)  # what torch itself takes at its first step
+    small = torch.ones(1, 3, 8, 8, requires_grad=True)  # torch allocates at its first step
     F.conv2d(small, torch.ones(4, 3, 3, 3, requires_grad=True)).sum().backward()
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # the peak is now what is in use
@@ -212,22 +139,13 @@ def peak_of(method: str, name: str, options: argparse.Namespace) -> int | None:
         setting = (options.size, options.batch, options.classes, options.device)
         try:
             return peak(method, *build(name, *setting), options.device)
-        except Exception:  # as above
+        except Exception:  # a peer that fails has no peak
             return None
     arguments = ["--models", name, *_flags(options)]
-    command = [
-        sys.executable,
-        "-m",
-        "tests.measure.benchmarks.fisher",
-        *arguments,
-        "--peak-of",
-        method,
-    ]
+    command = [sys.executable, "-m", "tests.measure.benchmarks.fisher", *arguments,
+               "--peak-of", method]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return int(done.stdout.split()[-1]) if done.returncode == 0 else None
-
-
-# The table
 
 
 def measure(name: str, options: argparse.Namespace, errors: Console) -> Iterator[Row]:

@@ -1,14 +1,17 @@
-"""`python -m tests.measure.benchmarks.images [--help]`: from a folder of JPEG to normalised tensors.
+"""The cost of reading images, from a folder of JPEG files to normalised tensors.
 
-The unit is what most people write: PIL and torchvision's transforms in a loop, ImageFolder's
-`convert("RGB")`, Resize 256 and CenterCrop 224 where the images are not used as they are, ToTensor,
-Normalize. Beside it the same in a pool of threads, a DataLoader of two workers, and pbu: `decode`
-to uint8 once, normalised batch by batch on the device. All take turns in one run; medians.
+    python -m tests.measure.benchmarks.images [--help]
 
-    CPU          processor time of an image, of all threads and workers: beside other work the one
-                 figure that keeps
-    difference   the largest of a pixel from the unit's, in steps of 1/255: pbu crops before it
-                 resizes, so that the grid lies up to half a pixel elsewhere
+The unit is the loop that most people write: PIL's `convert("RGB")` and torchvision's Resize 256,
+CenterCrop 224 (for images that are not used in their own size), ToTensor and Normalize. It is
+compared with the same in a pool of threads, with a DataLoader of two workers, and with pbu, which
+decodes to uint8 once and normalises batch by batch on the device. All take turns in one run, and
+medians are shown.
+
+    CPU          processor time of one image, over all threads and workers; other work on the
+                 machine hardly changes it
+    difference   the largest difference of a pixel from the unit's, in steps of 1/255; pbu crops
+                 before it resizes, so that its grid is up to half a pixel off
 """
 
 from __future__ import annotations
@@ -40,16 +43,15 @@ from pbu_cli.data.decoding import decode
 from pbu_cli.data.image_folders import list_groups
 from pbu_cli.data.preprocessing import batches
 from pbu_cli.settings import Preprocessing
-from tests.measure.archives import unpack
+from tests.measure.archives import SHARED, unpack
 
-SHARED = Path(__file__).resolve().parents[4] / "shared"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BATCH = 64
 PHOTO = (512, 384)
 
 
 class Files(Dataset[Tensor]):
-    """The unit, image by image."""
+    """The unit: the images of a folder, one by one."""
 
     def __init__(self, folder: Path, size: int) -> None:
         self.paths = sorted(folder.iterdir())
@@ -86,24 +88,26 @@ def loader(folder: Path, size: int, device: torch.device) -> list[Tensor]:
     return [x.to(device) for x in DataLoader(Files(folder, size), BATCH, num_workers=2)]
 
 
-def ours(folder: Path, size: int, device: torch.device, workers: int | None = None) -> list[Tensor]:
+def read_by_pbu(
+    folder: Path, size: int, device: torch.device, workers: int | None = None
+) -> list[Tensor]:
     groups = list_groups([str(folder)])
     pixels = decode(groups, channels=3, size=(size, size), workers=workers).pixels
     how = Preprocessing((size, size), MEAN, STD)
     return [x for x, _ in batches(pixels, torch.zeros(len(pixels)), how, BATCH, device)]
 
 
-WAYS: dict[str, Callable[[Path, int, torch.device], list[Tensor]]] = {
+READERS: dict[str, Callable[[Path, int, torch.device], list[Tensor]]] = {
     "PIL loop": loop,
     "PIL, threads": pool,
     "DataLoader, 2 workers": loader,
-    "pbu, 1 thread": partial(ours, workers=1),
-    "pbu": ours,
+    "pbu, 1 thread": partial(read_by_pbu, workers=1),
+    "pbu": read_by_pbu,
 }
 
 
 def photos(folder: Path, count: int) -> Path:
-    """Smooth colours with some noise: JPEG of about the size and detail of photographs."""
+    """Write JPEG files of smooth colours with noise, about as large and detailed as photographs."""
     folder.mkdir()
     random = np.random.default_rng(0)
     width, height = PHOTO
@@ -128,25 +132,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--small", type=int, default=2000, help="CIFAR-10's, used as they are")
-    parser.add_argument("--large", type=int, default=300, help="of 512x384, to 224x224")
+    parser.add_argument("--small", type=int, default=2000, help="images of CIFAR-10, not resized")
+    parser.add_argument("--large", type=int, default=300, help="images of 512x384, to 224x224")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu")
     given = parser.parse_args()
     device = torch.device(given.device)
     where = f"{platform.machine()}, {os.cpu_count()} cores, {datetime.date.today()}"
-    table = Table("images", "way", "images/s", "of the loop", "CPU ms", "difference", title=where)
+    table = Table(
+        "images", "reader", "images/s", "of the loop", "CPU ms", "difference", title=where
+    )
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch)
         cases = [(photos(place / "photos", given.large), 224), (cifar(place, given.small), 32)]
         for folder, size in cases:
-            took: dict[str, list[float]] = {name: [] for name in WAYS}
-            spent: dict[str, list[float]] = {name: [] for name in WAYS}
+            took: dict[str, list[float]] = {name: [] for name in READERS}
+            spent: dict[str, list[float]] = {name: [] for name in READERS}
             found = {}
             for _ in range(given.rounds):
-                for name, way in WAYS.items():
+                for name, read in READERS.items():
                     start, before = time.perf_counter(), sum(os.times()[:4])
-                    found[name] = torch.cat(way(folder, size, device))
+                    found[name] = torch.cat(read(folder, size, device))
                     took[name].append(time.perf_counter() - start)
                     spent[name].append(sum(os.times()[:4]) - before)
             unit = median(took["PIL loop"])

@@ -1,9 +1,12 @@
-"""`python -m tests.measure.benchmarks.unlearn step|epoch|growth|parts`: what unlearning costs.
+"""The cost of unlearning.
 
-step     a step of the loop, all layers training, over a plain step of fused Adam on the
-         cross-entropy of the same images: a plain one before each of the loop, medians
-epoch    the whole command on MNIST class 8, start-up to written file, in training epochs of
-         the same network (stopwatch on some batches before and after the command)
+    python -m tests.measure.benchmarks.unlearn step|epoch|growth|parts
+
+step     a step of the loop with all layers training, relative to a plain step of fused Adam on
+         the cross-entropy of the same images; a plain step precedes each step of the loop, and
+         medians are divided
+epoch    the whole command on MNIST class 8, from start-up to the written file, in training epochs
+         of the same network (some training batches are timed before and after the command)
 growth   seconds and peak memory of the whole command by the number of forget images
 parts    seconds and peak memory of each part of one such command, and its percent of an epoch
 """
@@ -22,7 +25,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
-from dataclasses import replace
 from inspect import isgenerator
 from pathlib import Path
 from pkgutil import resolve_name
@@ -34,102 +36,28 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 from torchvision.models import get_model
 
 from pbu_cli.__main__ import run as pbu
-from pbu_cli.models.channels_last import put_channels_last
-from pbu_cli.models.kernel_cropping import cropped, find_crops
-from pbu_cli.runtime.device import compute_in_float32
-from pbu_cli.settings import Preprocessing, Schedule, Weights
-from pbu_cli.unlearning.forget_set import ForgetSet
-from pbu_cli.unlearning.loop import CHECK_EVERY, unlearn
-from tests.measure.archives import unpack
+from tests.measure.archives import SHARED, unpack
+from tests.measure.benchmarks.unlearn_step import CLASSES, seconds, step
 
-SHARED = Path(__file__).resolve().parents[4] / "shared"
 CHECKPOINT = SHARED / "checkpoints" / "mnist_resnet34_fp16.safetensors"
 EPOCH = 60_000  # images of MNIST
 BATCH = 64
-CLASSES = 10
 PARTS = {
-    "read, decode, extract": "pbu_cli.inputs.prepare.assemble",
-    "Fisher diagonal": "pbu_cli.pipeline.fisher.measure_fisher",
-    "mirror images": "pbu_cli.pipeline.forget_set.forget_set",
-    "anchors": "pbu_cli.pipeline.anchors.synthesise",
-    "imagined": "pbu_cli.pipeline.anchors.imagine",
-    "steps": "pbu_cli.pipeline.unlearn.unlearn",
-    "write and verify": "pbu_cli.pipeline.unlearn.write",
+    "read, decode, extract": "pbu_cli.pipeline.fisher.prepare_inputs",
+    "Fisher diagonal": "pbu_cli.pipeline.unlearn.measure_fisher",
+    "mirror images": "pbu_cli.pipeline.sanitize.build_forget_set",
+    "anchors": "pbu_cli.pipeline.anchors.synthesise_anchors",
+    "synthetic forget inputs": "pbu_cli.pipeline.anchors.synthesise_forget_inputs",
+    "steps": "pbu_cli.pipeline.sanitize.unlearn",
+    "write and verify": "pbu_cli.pipeline.sanitize.write",
 }
 
 
-def step(
-    name: str, size: int, batch: int, rounds: int, device: str, *, live: bool
-) -> dict[str, Any]:
-    """A step of the loop over a plain step, the median of `rounds` checks of the loop.
-
-    A plain step goes before each of the loop, where that asks for its images: a busy machine
-    slows both alike. With `live` the loop goes as in the command, through kernels without dead
-    taps, with their channels last where `memory_format.py` has them so; the plain one through
-    torch's.
-    """
-    compute_in_float32()
-    torch.manual_seed(0)
-    models = [get_model(name, num_classes=CLASSES).eval().to(device) for _ in range(2)]
-    pixels = torch.randint(256, (batch, 3, size, size), dtype=torch.uint8, device=device)
-    labels = torch.zeros(batch, dtype=torch.long, device=device)
-    forgotten = torch.arange(CLASSES, device=device) == 0
-    unit = Preprocessing((size, size), (0.5,) * 3, (0.25,) * 3)
-    images = ForgetSet(pixels, labels, forgotten, unit, torch.zeros(batch, CLASSES, device=device))
-    index = torch.arange(batch, device=device)
-    with torch.no_grad():
-        images = replace(images, answers=models[0](images.inputs(index)))
-    names = [n for n, _ in models[0].named_parameters()]
-    fisher = {n: torch.ones_like(p) for n, p in models[0].named_parameters()}
-    schedule = Schedule(steps=CHECK_EVERY * (rounds + 1), batch_size=batch)
-    if live:
-        put_channels_last(models[0], 3, (size, size))
-    crops = find_crops(models[0], images.inputs(index[:2])) if live else {}
-    held = ExitStack()
-    held.enter_context(cropped(models[0], crops))
-    run = unlearn(
-        models[0], images, fisher,
-        trained=names, head=names[-2:], weights=Weights(), schedule=schedule, crops=crops,
-    )  # fmt: skip
-    optimiser = torch.optim.Adam(models[1].parameters(), 1e-6, fused=True)
-
-    inputs = ForgetSet.inputs
-    plain: list[float] = []
-
-    def plain_step() -> None:
-        loss = F.cross_entropy(models[1](inputs(images, index)), labels)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        loss.item()
-
-    def after_plain(chosen: ForgetSet, index: Tensor) -> Tensor:
-        if device.startswith("cuda"):
-            torch.cuda.synchronize()  # what is left of the loop's own step
-        plain.append(seconds(plain_step))
-        return inputs(chosen, index)
-
-    ours, theirs = [], []
-    with held, patch.object(ForgetSet, "inputs", after_plain):
-        next(run)
-        for _ in range(rounds):
-            plain.clear()
-            both = seconds(lambda: next(run))
-            theirs.append(sum(plain))
-            ours.append(both - theirs[-1])
-    return {
-        "model": name, "size": size, "batch": batch, "crops": len(crops),
-        "plain_ms": 1e3 * median(theirs) / CHECK_EVERY,
-        "ratio": median(o / p for o, p in zip(ours, theirs, strict=True)),
-    }  # fmt: skip
-
-
 def epoch(folder: Path, batches: int, *flags: str) -> dict[str, Any]:
-    """`pbu unlearn` on class 8, all its images, over a training epoch of ResNet-34 on MNIST."""
+    """`pbu unlearn` on all images of class 8, relative to a training epoch of ResNet-34."""
     pace = training(batches)
     before = pace()
     command, _ = process(folder / "8", folder.parent / "out.safetensors", "--force", *flags)
@@ -138,7 +66,7 @@ def epoch(folder: Path, batches: int, *flags: str) -> dict[str, Any]:
 
 
 def parts(folder: Path, batches: int, *flags: str) -> list[dict[str, Any]]:
-    """What `epoch` times, in this process and part by part; the rest is start-up and the table."""
+    """The same command part by part, in this process. Start-up and tables are in no part."""
     pace = training(batches)
     before = pace()
     took: dict[str, tuple[float, float]] = {}
@@ -158,10 +86,10 @@ def parts(folder: Path, batches: int, *flags: str) -> list[dict[str, Any]]:
 
 @contextmanager
 def watched(name: str, place: str, took: dict[str, tuple[float, float]]) -> Iterator[None]:
-    """Seconds and peak memory, MiB, of all calls of a function or a generator, into `took`."""
+    """Put the seconds and the peak memory, MiB, of all calls of a function into `took`."""
     work = resolve_name(place)
 
-    def stopwatch(*args: Any, **kwargs: Any) -> Any:
+    def timed(*args: Any, **kwargs: Any) -> Any:
         Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
         start = time.perf_counter()
         found = work(*args, **kwargs)
@@ -173,12 +101,12 @@ def watched(name: str, place: str, took: dict[str, tuple[float, float]]) -> Iter
         took[name] = before + time.perf_counter() - start, max(most, peak)
         return found
 
-    with patch(place, stopwatch):
+    with patch(place, timed):
         yield
 
 
 def training(batches: int) -> Callable[[], list[float]]:
-    """What times so many training steps of ResNet-34 on batches like MNIST's."""
+    """A function that times so many training steps of ResNet-34 on batches like MNIST's."""
     torch.manual_seed(0)
     model = get_model("resnet34", num_classes=CLASSES)
     model.conv1 = torch.nn.Conv2d(1, 64, 7, 2, 3, bias=False)
@@ -199,7 +127,7 @@ def epoch_of(steps: list[float]) -> float:
 
 
 def growth(folder: Path, count: int, *flags: str) -> dict[str, Any]:
-    """The command on `count` images: links to those of class 8, as often as it takes."""
+    """The command on `count` images, which are links to the images of class 8."""
     images = sorted((folder / "8").iterdir())
     links = folder.parent / f"links{count}"
     links.mkdir()
@@ -219,12 +147,6 @@ def process(forget: Path, output: Path, *flags: str) -> tuple[float, float]:
     if status:
         raise SystemExit(f"{' '.join(command)}: exit code {os.waitstatus_to_exitcode(status)}")
     return time.perf_counter() - start, usage.ru_maxrss / 1024
-
-
-def seconds(work: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 def unpacked(place: Path) -> Path:
@@ -249,7 +171,7 @@ def main() -> None:
     flags = ["--fast"] * given.fast
     with tempfile.TemporaryDirectory() as scratch:
         if given.what == "step":
-            cases = [prepared.split(":") for prepared in given.models.split(",")]
+            cases = [case.split(":") for case in given.models.split(",")]
             rows = [
                 step(n, int(s), int(b), given.rounds, given.device, live=given.live)
                 for n, s, b in cases
