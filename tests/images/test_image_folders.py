@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pbu_cli.data.decoding import decode
-from pbu_cli.data.image_folders import Group, list_groups, split_by_subfolder
 from pbu_cli.errors import ImageError, InvalidUsage
-from tests.data.made_images import listing, save
+from pbu_cli.images.decoding import decode
+from pbu_cli.images.image_folders import Group, list_groups, repeated_folders, split_by_subfolder
+from tests.images.made_images import listing, save
 
 
 def names(found: Group) -> list[str]:
@@ -65,11 +65,11 @@ def test_nested_folders_are_listed_and_clutter_and_other_files_are_not(tmp_path:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("clutter")
     (tmp_path / "labels.txt").write_text("8")
-    (tmp_path / "a" / "anim.gif").write_text("GIF89a")
+    (tmp_path / "a" / "notes.md").write_text("notes")
     (tmp_path / "folder.png").mkdir()
     (found,) = list_groups([str(tmp_path)])
     assert names(found) == ["a/deep/er/y.webp", "a/x.JPG", "b.png"]
-    assert [path.name for path in found.ignored] == ["anim.gif", "labels.txt"]
+    assert [path.name for path in found.ignored] == ["notes.md", "labels.txt"]
     assert found.name == tmp_path.name
 
 
@@ -174,24 +174,105 @@ def test_a_source_without_images_is_an_error(tmp_path: Path) -> None:
             list_groups([str(source)], io.BytesIO(b"\n"))
 
 
-def test_links_to_files_count_and_links_to_folders_do_not(tmp_path: Path) -> None:
+def test_links_to_files_count_and_dangling_ones_are_bad_images(tmp_path: Path) -> None:
     target = save(tmp_path / "store" / "x.png")
     folder = tmp_path / "forget"
     folder.mkdir()
     (folder / "link.png").symlink_to(target)
     (folder / "dangling.png").symlink_to("nowhere.png")
     (folder / "loop.png").symlink_to("loop.png")
-    (folder / "up").symlink_to("..")
+    (folder / "long").symlink_to("x" * 300)
     (found,) = list_groups([str(folder)])
     assert names(found) == ["dangling.png", "link.png", "loop.png"]
-    assert [path.name for path in found.ignored] == ["up"]
+    assert [path.name for path in found.ignored] == ["long"]
     images = decode([found], channels=1, skip_bad=True)
     assert len(images.pixels) == 1
     assert "No such file" in images.bad[0].reason
     assert "loop.png" in str(images.bad[1])
 
 
+def test_links_to_folders_are_followed_and_make_class_folders(tmp_path: Path) -> None:
+    """As subsets of ImageNet are made: a tree of links to the class folders of the whole."""
+    for name in ("n01/a.png", "n01/deep/b.png", "n02/c.png", "n03/d.png"):
+        save(tmp_path / "whole" / name)
+    subset = tmp_path / "subset"
+    (subset / "n04").mkdir(parents=True)
+    for name in ("n01", "n03"):
+        (subset / name).symlink_to(tmp_path / "whole" / name)
+    (subset / "n04" / "part").symlink_to(tmp_path / "whole" / "n02")
+    (found,) = list_groups([str(subset)])
+    assert names(found) == ["n01/a.png", "n01/deep/b.png", "n03/d.png", "n04/part/c.png"]
+    assert [inner.name for inner in split_by_subfolder(found)] == ["n01", "n03", "n04"]
+    assert found.repeated == () == found.ignored
+    assert repeated_folders([found]) == []
+
+
+@pytest.mark.parametrize("target", [".", "..", "a", "a/b", "../forget", "/", "../up", "../deep/in"])
+def test_a_loop_of_links_ends_and_each_folder_is_listed_once(tmp_path: Path, target: str) -> None:
+    forget = tmp_path / "forget"
+    for name in ("forget/a/b/x.png", "forget/a/y.png", "deep/in/z.png"):
+        save(tmp_path / name)
+    (tmp_path / "up").symlink_to(".")
+    (tmp_path / "deep" / "in" / "back").symlink_to("../../forget")
+    (tmp_path / "deep" / "in" / "over").symlink_to("../..")
+    (forget / "a" / "b" / "link").symlink_to(forget / target)
+    (found,) = list_groups([str(forget)])
+    inside = ["a/b/x.png", "a/y.png"]
+    through = ["a/b/link/z.png"] if target == "../deep/in" else []
+    assert names(found) == sorted(inside + through)
+    assert len(found.repeated) == (2 if through else 1)
+    assert set(found.repeated) <= set(found.ignored)
+    (warning,) = repeated_folders([found])
+    assert warning.startswith(f"{len(found.repeated)} links to folders were not followed, first")
+
+
+def test_a_real_folder_wins_over_a_link_to_it_and_the_first_of_two_links_counts(
+    tmp_path: Path,
+) -> None:
+    save(tmp_path / "all" / "3" / "x.png")
+    (tmp_path / "all" / "1").symlink_to("3")
+    save(tmp_path / "store" / "y.png")
+    for name in ("9", "10"):
+        (tmp_path / "all" / name).symlink_to("../store")
+    (found,) = list_groups([str(tmp_path / "all")])
+    assert names(found) == ["10/y.png", "3/x.png"]
+    assert [path.name for path in found.repeated] == ["1", "9"]
+
+
+def test_an_image_in_two_sources_is_found_behind_links(tmp_path: Path) -> None:
+    save(tmp_path / "store" / "x.png")
+    (tmp_path / "all").mkdir()
+    (tmp_path / "all" / "8").symlink_to("../store")
+    with pytest.raises(ImageError, match=r"x\.png: in .*all and in"):
+        list_groups([str(tmp_path / "all"), str(tmp_path / "store")])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\0"])
+def test_a_list_may_have_a_byte_order_mark_or_be_in_utf_16(
+    tmp_path: Path, encoding: str, end: str
+) -> None:
+    paths = [save(tmp_path / name).resolve() for name in ("a.png", "zéro.png")]
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    text = mark + "".join(f"{path}{end}" for path in paths)
+    assert list(list_groups(["-"], io.BytesIO(text.encode(encoding)))[0].paths) == paths
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ("a.png\nb.png\n".encode("utf-16-le"), "without a byte-order mark"),
+        ("a.png\n".encode("utf-16-be"), "without a byte-order mark"),
+        (b"\xff\xfea.png\n\0", "line 2 is not UTF-16"),
+        (b"\xff\xfe\x00\xd8a\0", "is not UTF-16"),
+    ],
+)
+def test_a_list_in_another_encoding_is_named(data: bytes, expected: str) -> None:
+    with pytest.raises(ImageError, match=f"stdin: .*{expected}.*save the list as UTF-8"):
+        list_groups(["-"], io.BytesIO(data))
+
+
 def test_a_list_that_does_not_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pbu_cli.data.image_folders.MAX_LIST_BYTES", 1000)
+    monkeypatch.setattr("pbu_cli.images.image_folders.MAX_LIST_BYTES", 1000)
     with pytest.raises(ImageError, match="more than 1,000 bytes"):
         list_groups(["-"], io.BytesIO(b"a.png\n" * 200))

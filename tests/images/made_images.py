@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pbu_cli.data.decoding import decode
-from pbu_cli.data.image_folders import Group
+from pbu_cli.images.decoding import decode
+from pbu_cli.images.image_folders import Group
+from pbu_cli.images.image_sizes import usual_size
 
 RANDOM = np.random.default_rng(0)
 
@@ -60,3 +61,9 @@ def png(width: int, height: int, body: bytes = b"") -> bytes:
         + chunk(b"IDAT", zlib.compress(body))
         + chunk(b"IEND", b"")
     )
+
+
+def own_size(groups: list[Group], *, exif_rotation: bool = True) -> tuple[int, int] | None:
+    """The size that nearly all images have."""
+    found = usual_size(groups, exif_rotation=exif_rotation)
+    return None if found is None else found.size

@@ -13,19 +13,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pbu_cli.data.decoding import common_size, decode
-from pbu_cli.data.image_folders import list_groups
 from pbu_cli.errors import ImageError
-from tests.data.made_images import group, listing, noise, read, save
+from pbu_cli.images.decoding import decode
+from pbu_cli.images.image_folders import list_groups
+from pbu_cli.images.image_sizes import usual_size
+from pbu_cli.inputs.resolve import unreadable_images
+from tests.images.made_images import group, listing, noise, own_size, read, save
 
 
 def test_without_a_size_all_images_must_have_one(tmp_path: Path) -> None:
     first = save(tmp_path / "a.png", Image.new("L", (7, 5)))
     second = save(tmp_path / "b.png", Image.new("L", (7, 5)))
-    assert common_size([group(first), group(second)]) == (5, 7)
+    assert own_size([group(first), group(second)]) == (5, 7)
     assert decode([group(first, second)], channels=1).pixels.shape == (2, 1, 5, 7)
     third = save(tmp_path / "c.png", Image.new("L", (5, 7)))
-    assert common_size([group(first, second, third)]) is None
+    assert usual_size([group(first, second, third)]) is None
     with pytest.raises(ImageError, match=r"a\.png 5x7, .*c\.png 7x5 .*--size"):
         decode([group(first, second, third)], channels=1)
 
@@ -52,7 +54,7 @@ def test_small_files_are_decoded_by_one_thread_and_large_ones_by_all(
             asked.append(workers)
             super().__init__(workers)
 
-    monkeypatch.setattr("pbu_cli.data.decoding.ThreadPoolExecutor", Pool)
+    monkeypatch.setattr("pbu_cli.images.worker_threads.ThreadPoolExecutor", Pool)
     monkeypatch.setattr(os, "cpu_count", lambda: 3)
     for side, workers in ((8, 1), (64, 3)):
         pixels = noise(5, side, side, 3)
@@ -111,10 +113,46 @@ def test_all_faults_are_counted_and_three_named(tmp_path: Path) -> None:
         decode([group(*bad, good)], channels=1)
     message = str(caught.value)
     assert message.startswith("5 of 6 images cannot be read: ")
-    assert message.count("(not PNG, JPEG, WebP, BMP or TIFF)") == 3
+    assert message.count("(not PNG, JPEG, WebP, BMP, TIFF, GIF, PPM or AVIF)") == 3
     assert "2.png" in message
     assert " and 2 more; " in message
     assert "\n" not in message
+
+
+def test_images_of_formats_that_are_not_read_are_counted_by_suffix(tmp_path: Path) -> None:
+    """A photograph that pbu cannot read is not one of `other files ignored`."""
+    save(tmp_path / "a.png")
+    for name in ("b.heic", "c.HEIC", "d.svg"):
+        (tmp_path / name).write_bytes(b"\0\0\0 ftypheic")
+    (found,) = list_groups([str(tmp_path)])
+    assert not found.ignored
+    with pytest.raises(
+        ImageError, match=r"3 of 4 images cannot be read \(2 \.heic, 1 \.svg\): "
+    ) as e:
+        decode([found], channels=1)
+    assert "pbu does not read HEIC: convert it to PNG or JPEG" in str(e.value)
+    assert "--skip-bad" in str(e.value)
+    assert len(decode([found], channels=1, skip_bad=True).bad) == 3
+
+
+def test_images_of_another_format_than_their_names_say_are_read_and_named(tmp_path: Path) -> None:
+    save(tmp_path / "a.png")
+    save(tmp_path / "b.heic", format="PNG")
+    images = decode(list_groups([str(tmp_path)]), channels=1)
+    assert [path.name for path in images.misnamed] == ["b.heic"]
+    (warning,) = unreadable_images("forget", images)
+    assert warning.startswith("1 forget images (1 .heic) hold another format than their names say")
+
+
+def test_gif_files_with_several_frames_are_named(tmp_path: Path) -> None:
+    frames = [Image.fromarray(noise(4, 4)) for _ in range(3)]
+    save(tmp_path / "a.gif", frames[0], save_all=True, append_images=frames[1:])
+    save(tmp_path / "b.gif", frames[1])
+    (found,) = list_groups([str(tmp_path)])
+    images = decode([found], channels=1)
+    assert [path.name for path in images.animated] == ["a.gif"]
+    assert "1 forget images have several frames" in unreadable_images("forget", images)[0]
+    assert (images.pixels[0, 0].numpy() == np.asarray(frames[0])).all()
 
 
 @pytest.mark.parametrize("skip_bad", [False, True])
@@ -138,7 +176,7 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
     (found,) = list_groups([str(tmp_path)])
     assert [path.name for path in found.ignored] == ["pipe.png"]
     (listed,) = list_groups(["-"], listing(*found.paths, tmp_path / "pipe.png"))
-    assert common_size([listed]) == (4, 4)
+    assert own_size([listed]) == (4, 4)
     images = decode([listed], channels=1, skip_bad=True)
     assert {fault.path.name: fault.reason for fault in images.bad} == dict.fromkeys(
         ("link.png", "pipe.png", "zero.png"), "not a regular file"
