@@ -12,19 +12,14 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pbu_cli.errors import InvalidUsage, PbuError, printable
+from pbu_cli.io.lock_files import locked
 
-try:
-    import fcntl
-except ImportError:  # Windows has no fcntl: writes are atomic there, but runs do not lock outputs
-    fcntl = None  # type: ignore[assignment]
-
-
-NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # the file system has no locks
 NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES)  # the folder cannot be synced or read
 
 _unfinished: set[Path] = set()  # what `remove_partial` removes
@@ -47,16 +42,16 @@ def check_output(
 
 
 @contextmanager
-def exclusive_output(output: Path, *, force: bool) -> Iterator[None]:
+def exclusive_output(output: Path, *, force: bool, wait: float = 0) -> Iterator[None]:
     """Lock `output` for this run until the end of the `with`, and clean up after killed runs.
 
     The lock is on a hidden file beside the output, so it ends with the process, however that ends.
-    Raises PbuError where another run holds it, InvalidUsage where `output` exists by now and
-    `force` is not given.
+    wait: seconds to wait for another run that holds it. Raises PbuError where another run holds it,
+    InvalidUsage where `output` exists by now and `force` is not given.
     """
     lock_path = output.with_name(f".{output.name}.lock")
     try:
-        lock = _open_locked(lock_path)
+        lock = locked(lock_path, wait)
     except BlockingIOError:
         raise PbuError(
             f"{printable(output)}: another run is about to write it; wait for that run, or choose"
@@ -68,8 +63,7 @@ def exclusive_output(output: Path, *, force: bool) -> Iterator[None]:
     try:
         _check_replaceable(output, force)
         for temporary in _leftover_temporaries(output):
-            with suppress(OSError):
-                temporary.unlink()
+            remove(temporary)
         yield
     finally:
         with suppress(OSError):
@@ -79,19 +73,24 @@ def exclusive_output(output: Path, *, force: bool) -> Iterator[None]:
 
 
 @contextmanager
-def atomic_write(output: Path) -> Iterator[Path]:
-    """A temporary file to write to, which replaces `output` at the end of the `with`.
+def atomic_write(
+    output: Path, *, like: Path | None = None, private: bool = False
+) -> Iterator[Path]:
+    """An empty temporary file to write to, which replaces `output` at the end of the `with`.
 
-    Where the body raises, the temporary file is removed and `output` is unchanged. A file that is
-    replaced keeps its permissions. Raises PbuError where the disk does not accept the file.
+    Only its owner may read the temporary file. A file that is replaced keeps its permissions,
+    its owner and its extended attributes. A new file gets the usual permissions, but none that the
+    file `like` does not have; with `private` only its owner may read it. Where the body raises, the
+    temporary file is removed and `output` is unchanged. Raises PbuError where the disk does not
+    accept the file.
     """
     temporary = output.with_name(f".{output.name}.{secrets.token_hex(4)}.tmp")
     _unfinished.add(temporary)
     try:
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         yield temporary
-        with suppress(FileNotFoundError):
-            shutil.copymode(output, temporary)
         with temporary.open("rb") as file:
+            _set_attributes(file.fileno(), output, like, private)
             os.fsync(file.fileno())
         temporary.replace(output)
     except OSError as error:
@@ -101,7 +100,7 @@ def atomic_write(output: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
         _unfinished.discard(temporary)
     try:
-        _sync_folder(output.parent)
+        _sync(output.parent)
     except OSError as error:
         raise PbuError(
             f"{printable(output)}: written, but its folder could not be synced"
@@ -109,20 +108,72 @@ def atomic_write(output: Path) -> Iterator[Path]:
         ) from None
 
 
+@contextmanager
+def unfinished_folder(output: Path) -> Iterator[Path]:
+    """An empty temporary folder, which becomes `output` at the end of the `with`.
+
+    `output` must not exist: a folder cannot be replaced in one step. Where the body raises, the
+    temporary folder is removed. Raises PbuError where the disk does not accept it.
+    """
+    temporary = output.with_name(f".{output.name}.{secrets.token_hex(4)}.tmp")
+    _unfinished.add(temporary)
+    try:
+        temporary.mkdir()
+        yield temporary
+        for entry in (*temporary.iterdir(), temporary):
+            _sync(entry)
+        temporary.rename(output)
+        _sync(output.parent)
+    except OSError as error:
+        raise _cannot_write(output, error) from None
+    finally:
+        remove(temporary)
+        _unfinished.discard(temporary)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it, where it can be removed."""
+    shutil.rmtree(path, ignore_errors=True)  # which leaves files and links as they are
+    with suppress(OSError):
+        path.unlink()
+
+
 def write_text(output: Path, text: str, *, private: bool = False) -> None:
     """Write a text as UTF-8, whole or not at all. private: only its owner may read the file."""
-    with atomic_write(output) as temporary:
-        mode = 0o600 if private else 0o666
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
+    with atomic_write(output, private=private) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def remove_partial() -> None:
     """Remove unfinished files. For a process that has to end at once and runs no `finally`."""
     for path in list(_unfinished):
-        with suppress(OSError):
-            path.unlink()
+        remove(path)
+
+
+def _set_attributes(descriptor: int, output: Path, like: Path | None, private: bool) -> None:
+    """Give the open temporary file the permissions, owner and attributes of the output to be."""
+    try:
+        old = output.stat()
+    except OSError:
+        umask = os.umask(0o077)
+        os.umask(umask)
+        mode = 0o600 if private else 0o666 & ~umask
+        if like is not None:
+            with suppress(OSError):
+                mode &= like.stat().st_mode | 0o600
+        if hasattr(os, "fchmod"):
+            os.fchmod(descriptor, mode)
+        return
+    if not hasattr(os, "fchmod"):  # Windows
+        return
+    with suppress(OSError):  # only root may give files away
+        os.fchown(descriptor, old.st_uid, old.st_gid)
+    os.fchmod(descriptor, stat.S_IMODE(old.st_mode))
+    if hasattr(os, "listxattr"):
+        with suppress(OSError):  # a file system may have none, and some are for root alone
+            for name in os.listxattr(output):
+                with suppress(OSError):
+                    os.setxattr(descriptor, name, os.getxattr(output, name))
 
 
 def _check_place(
@@ -152,6 +203,16 @@ def _same_file(one: Path, other: Path) -> bool:
     return one.exists() and other.exists() and one.samefile(other)
 
 
+def check_new_folder(output: Path, *, size: int = 0) -> None:
+    """Refuse an output folder as `check_output` refuses a file. A folder is never replaced."""
+    if output.exists() or output.is_symlink():
+        raise InvalidUsage(
+            f"{printable(output)}: output exists, and a folder is never replaced, not even with"
+            " --force: remove it, or name another"
+        )
+    check_output(output, force=False, size=size)
+
+
 def _check_replaceable(output: Path, force: bool) -> None:
     if output.exists() and not force:
         raise InvalidUsage(
@@ -166,48 +227,6 @@ def _cannot_write(output: Path, error: OSError) -> PbuError:
     )
 
 
-def _open_locked(path: Path) -> int:
-    """A descriptor of a new locked file of this name. Raises BlockingIOError where another process
-    holds the lock.
-
-    A file that a killed run has left is locked and removed, but never used. So whatever else may
-    stand under the name, such as a link to another file, is not changed.
-    """
-    while True:
-        with suppress(FileExistsError):
-            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-            if _lock_or_close(path, lock):
-                return lock
-            continue
-        flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-        with suppress(FileNotFoundError):  # the run that held it has ended in the meantime
-            lock = os.open(path, flags)
-            if _lock_or_close(path, lock):
-                path.unlink()
-                os.close(lock)
-
-
-def _lock_or_close(path: Path, descriptor: int) -> bool:
-    """Lock an open file. If `path` no longer names this file, close it and return False."""
-    try:
-        if fcntl is not None:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(descriptor), path.stat(follow_symlinks=False)):
-            return True
-    except BlockingIOError:
-        os.close(descriptor)
-        raise
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        if error.errno in NO_LOCKS:
-            return True
-        os.close(descriptor)
-        raise
-    os.close(descriptor)
-    return False
-
-
 def _leftover_temporaries(output: Path) -> list[Path]:
     """The temporary files of `atomic_write` that killed runs have left beside `output`."""
     name = re.compile(rf"\.{re.escape(output.name)}\.[0-9a-f]{{8}}\.tmp")
@@ -216,15 +235,15 @@ def _leftover_temporaries(output: Path) -> list[Path]:
     return []
 
 
-def _sync_folder(path: Path) -> None:
-    """Sync the new name to disk. Does nothing where folders cannot be synced or read."""
-    folder = -1
+def _sync(path: Path) -> None:
+    """Sync a file, or the names in a folder. Does nothing where it cannot be synced or read."""
+    opened = -1
     try:
-        folder = os.open(path, os.O_RDONLY)
-        os.fsync(folder)
+        opened = os.open(path, os.O_RDONLY)
+        os.fsync(opened)
     except OSError as error:
         if error.errno not in NO_SYNC:
             raise
     finally:
-        if folder >= 0:
-            os.close(folder)
+        if opened >= 0:
+            os.close(opened)

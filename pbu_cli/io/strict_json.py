@@ -31,17 +31,30 @@ def to_json(content: Mapping[str, Any]) -> str:
 def from_json(content: bytes) -> Any:
     """Parse JSON from an untrusted source.
 
-    Raises ValueError where the text is not UTF-8, not JSON, nested too deeply, or repeats a key in
-    an object: readers disagree on which of the two values counts.
+    Raises ValueError where the text is not UTF-8, not JSON, nested too deeply, holds NaN or an
+    infinity, which are no JSON, or repeats a key in an object: readers disagree on which of the two
+    values counts.
 
     >>> from_json(b'{"a": 1, "a": 2}')
     Traceback (most recent call last):
     ValueError: the key a occurs twice
     """
     try:
-        return json.loads(content.decode("utf-8"), object_pairs_hook=_object_with_unique_keys)
+        return json.loads(content.decode("utf-8"), object_pairs_hook=_object_with_unique_keys,
+                          parse_constant=_refuse_constant, parse_float=_finite)  # fmt: skip
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):  # such as 1e999
+        raise ValueError(f"{printable(text, 40)} is too large a number")
+    return number
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
 
 
 def _object_with_unique_keys(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:

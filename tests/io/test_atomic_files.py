@@ -5,8 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import stat
 import subprocess
 import sys
+import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -171,3 +175,53 @@ def test_runs_that_race_for_an_output_never_hold_its_lock_at_the_same_time(tmp_p
     assert [run.wait(timeout=60) for run in runs] == [0, 0, 0]
     assert log.read_text().split() == ["in", "out"] * 600
     assert names(tmp_path) == ["log"]
+
+
+def test_an_unfinished_file_is_private_and_the_finished_one_has_the_old_attributes(
+    tmp_path: Path,
+) -> None:
+    output = tmp_path / "out"
+    output.write_text("old")
+    output.chmod(0o640)
+    attributes = []
+    with suppress(OSError):  # not every file system has them
+        os.setxattr(output, "user.note", b"kept")
+        attributes = os.listxattr(output)
+    with atomic_write(output) as temporary:
+        assert stat.S_IMODE(temporary.stat().st_mode) == 0o600
+        temporary.write_text("new")
+    assert stat.S_IMODE(output.stat().st_mode) == 0o640
+    assert os.listxattr(output) == attributes
+    assert output.read_text() == "new"
+
+
+@pytest.mark.parametrize(("source", "expected"), [(0o600, 0o600), (0o640, 0o640), (0o777, 0o644)])
+def test_a_new_file_is_no_more_open_than_the_file_that_it_is_made_from(
+    tmp_path: Path, source: int, expected: int
+) -> None:
+    like = tmp_path / "source"
+    like.touch()
+    like.chmod(source)
+    umask = os.umask(0o022)
+    try:
+        with atomic_write(tmp_path / "out", like=like) as temporary:
+            temporary.write_text("x")
+    finally:
+        os.umask(umask)
+    assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == expected
+
+
+def test_a_second_run_waits_for_the_lock(tmp_path: Path) -> None:
+    order = []
+
+    def second() -> None:
+        with exclusive_output(tmp_path / "out", force=True, wait=10):
+            order.append("second")
+
+    thread = threading.Thread(target=second)
+    with exclusive_output(tmp_path / "out", force=True):
+        thread.start()
+        time.sleep(0.3)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]

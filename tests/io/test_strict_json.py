@@ -32,3 +32,9 @@ def test_json_that_is_ambiguous_or_invalid_is_a_value_error(content: bytes, reas
     with pytest.raises(ValueError, match=reason) as caught:
         from_json(content)
     assert "\x1b" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", [b"[NaN]", b"[Infinity]", b"[-Infinity]", b"[1e999]"])
+def test_what_is_no_finite_number_is_refused(text: bytes) -> None:
+    with pytest.raises(ValueError, match=r"no JSON|too large a number"):
+        from_json(text)
