@@ -44,6 +44,18 @@ class SplitPoint:
     image: torch.Size
     in_place: bool = False
 
+    @property
+    def channels_last(self) -> bool:
+        """Whether the features are maps [height, width, k], as in Swin, and not [k, height, width].
+
+        Maps have the proportions of the image; where both readings fit equally, k comes first.
+        """
+        if len(self.features) != 3 or len(self.image) != 3 or 0 in self.features:
+            return False
+        shape = math.log(self.image[1] / self.image[2])
+        first, second, third = map(math.log, self.features)
+        return abs(first - second - shape) < abs(second - third - shape)
+
 
 def find_split_point(model: nn.Module, trained: Collection[str], x: Tensor) -> SplitPoint | None:
     """The latest point to split `model` before the parameters named `trained`, or None.

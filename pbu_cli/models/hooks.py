@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from typing import Any
 
 import torch.nn.functional as F
@@ -123,3 +124,18 @@ def gradients_for(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Itera
     finally:
         for parameter, required in before:
             parameter.requires_grad_(required)
+
+
+def print_to_stderr(module: nn.Module) -> None:
+    """Send what the user's forward prints to stderr, since stdout is for results."""
+    redirections: list[redirect_stdout[Any]] = []
+
+    def enter(*_: Any) -> None:
+        redirections.append(redirect_stdout(sys.stderr))
+        redirections[-1].__enter__()
+
+    def leave(*_: Any) -> None:
+        redirections.pop().__exit__(None, None, None)
+
+    module.register_forward_pre_hook(enter)
+    module.register_forward_hook(leave, always_call=True)

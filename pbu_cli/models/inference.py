@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from pbu_cli.runtime.batch_size_retry import BatchSizeRetry
 
@@ -86,6 +87,38 @@ def predict(
                     other_counts.setdefault(name, len(tensors))
     joined = {name: torch.cat(tensors) for name, tensors in kept.items() if tensors}
     return Predictions(torch.cat(logits), joined, other_counts)
+
+
+@torch.no_grad()
+def largest_layer(module: nn.Module, shape: tuple[int, ...]) -> int:
+    """Bytes per image of the layer whose inputs and outputs are the largest together.
+
+    shape: of an image, (channels, height, width). A forward pass needs at least that much. It is
+    computed on torch's device `meta`, which knows shapes and holds no numbers. 0 for a module that
+    cannot be run there.
+
+    >>> largest_layer(nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Flatten()), (1, 8, 8))
+    2048
+    """
+    largest = 0
+
+    def measure(layer: nn.Module, args: tuple[object, ...], output: object) -> None:
+        nonlocal largest
+        tensors = {id(t): t.nbytes for t in (*args, output) if isinstance(t, Tensor)}
+        largest = max(largest, sum(tensors.values()))
+
+    layers = [layer for layer in module.modules() if next(layer.children(), None) is None]
+    handles = [layer.register_forward_hook(measure) for layer in layers]
+    numbers = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    state = {name: tensor.to("meta") for name, tensor in numbers.items()}
+    try:
+        functional_call(module, state, torch.empty(2, *shape, device="meta"))
+    except (Exception, SystemExit):  # it is the user's code, and `try_out` reports what is wrong
+        return 0
+    finally:
+        for handle in handles:
+            handle.remove()
+    return largest // 2
 
 
 def _moved(tensor: Tensor, device: torch.device | str | None) -> Tensor:

@@ -1,73 +1,130 @@
 """From a checkpoint to a network with the checkpoint's weights.
 
-The architecture comes from the first of these sources that tells it: `--arch`, config.json or the
-checkpoint's metadata, the names and shapes of the tensors. Code is imported only if the user names
-it with `--arch`: nothing inside a checkpoint or beside it is ever run.
+The architecture comes from the first of these that tells it: `--arch`, config.json or the
+checkpoint's metadata, the names and shapes of the tensors. Which library's network a name stands
+for is decided by the tensors. Code is imported only if the user names it with `--arch`: nothing
+inside a checkpoint or beside it is ever run.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping
-from contextlib import redirect_stdout
-from dataclasses import dataclass, replace
-from typing import Any
+import json
+import re
+from dataclasses import replace
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from pbu_cli.errors import CheckpointError, ImageError, InvalidUsage, is_out_of_memory, printable
+from pbu_cli.errors import CheckpointError, printable
 from pbu_cli.io.checkpoint import Checkpoint
-from pbu_cli.models.architecture_inference import Difference, infer, infer_as
-from pbu_cli.models.build import build, user_module
 from pbu_cli.models.model_config import Description
-from pbu_cli.models.registry import Architecture, Shapes
+from pbu_cli.models.network import (
+    Network,
+    classes_and_channels,
+    does_not_fit,
+    load_tensors,
+    tensor_differences,
+)
+from pbu_cli.models.sources import timm, timm_registry, transformers
+from pbu_cli.models.sources.construction import without_caches
+from pbu_cli.models.sources.own import user_network
+from pbu_cli.models.sources.torchvision_build import build, built_otherwise
+from pbu_cli.models.sources.torchvision_inference import fits, infer, infer_as
+from pbu_cli.models.sources.torchvision_registry import Architecture, registry
 
-DIFFERENCES_SHOWN = 4
-COUNTER = "num_batches_tracked"  # BatchNorm's counter, which files of old torch versions lack
-RGB = 3  # assumed channels of a network without a convolution
-# Images in the trial pass: a module that drops the batch axis of a single image is only noticed
-# with two.
-TRIAL = 2
-
-
-@dataclass(frozen=True)
-class Network:
-    """A module in eval mode, in float32, with the checkpoint's weights.
-
-    name: what the user is shown. builder: its torchvision name, None for the user's own module.
-    num_classes: for the user's own module this is the width of the last layer defined, until
-    `try_out` has seen logits. image_size: the only size that the module takes, None where it takes
-    any. prefix: what precedes the module's tensor names in the file. source: what told the
-    architecture.
-    """
-
-    module: nn.Module
-    name: str
-    builder: str | None
-    num_classes: int
-    channels: int
-    image_size: int | None
-    prefix: str
-    source: str
+NAMES_SHOWN = 6
+# Tensors that files of some versions of timm and transformers hold and that no classifier uses:
+# what its constructor computes, and layers for other tasks.
+SUPERFLUOUS = (
+    r"(^|\.)(relative_position_index|relative_coords_table|attn_mask|position_ids|mask_token"
+    r"|bias_idxs|attention_bias_idxs|pooler\..*|logit_scale|text_model\..*|text_projection\..*)$"
+)
+Size = tuple[int, int]
 
 
-def load_network(checkpoint: Checkpoint, arch: str | None, description: Description) -> Network:
+def load_network(
+    checkpoint: Checkpoint, arch: str | None, description: Description, size: Size | None = None
+) -> Network:
     """Build the checkpoint's network in float32 and load its weights.
 
-    arch: the value of `--arch`. Raises CheckpointError where the tensors fit no architecture, or
-    not the one that is named; InvalidUsage where `--arch` names nothing that can be built.
+    arch: the value of `--arch`. size: (height, width) that the user states, which some networks of
+    timm are built for. Raises CheckpointError where the tensors fit no architecture, or not the
+    one that is named; InvalidUsage where `--arch` names nothing that can be built.
     """
+    size = size or description.size
+    if arch is not None and arch.startswith(timm.PREFIX):
+        return _timm_network(
+            checkpoint, arch.removeprefix(timm.PREFIX), description, size, "--arch"
+        )
     if arch is not None and ":" in arch:
-        return _user_network(checkpoint, arch)
+        return user_network(checkpoint, arch)
     if arch is not None:
-        architecture, source = infer_as(arch, checkpoint.shapes), "--arch"
-    elif description.architecture is not None:
-        source = description.sources["architecture"]
-        architecture = infer_as(description.architecture, checkpoint.shapes, f"{source}:")
-    else:
+        return _named_network(checkpoint, arch, description)
+    if description.transformers:
+        return _transformers_network(checkpoint, description)
+    if description.architecture is not None:
+        return _described_network(checkpoint, description.architecture, description, size)
+    return _recognised_network(checkpoint, description, size)
+
+
+def _named_network(checkpoint: Checkpoint, arch: str, description: Description) -> Network:
+    """torchvision's network of this name. Raises CheckpointError that names timm's, if it is."""
+    if arch not in registry() and timm_registry.known(arch):
+        raise CheckpointError(
+            f"--arch {printable(arch, 80)}: not a classifier of torchvision; timm has one of this"
+            f" name: pass --arch {timm.PREFIX}{arch}"
+        )
+    return _torchvision_network(
+        checkpoint, infer_as(arch, checkpoint.shapes), description, "--arch"
+    )
+
+
+def _recognised_network(
+    checkpoint: Checkpoint, description: Description, size: Size | None
+) -> Network:
+    """The network that the names and shapes of the tensors tell, torchvision's before timm's.
+
+    Raises CheckpointError where several networks of timm have these tensors and differ in more.
+    """
+    source = f"names and shapes of {len(checkpoint.tensors)} tensors"
+    try:
         architecture = infer(checkpoint.shapes)
-        source = f"names and shapes of {len(checkpoint.tensors)} tensors"
+    except CheckpointError:
+        found = timm_registry.infer(checkpoint.shapes)
+        if found is None:
+            raise
+        if len(found.kinds) > 1:
+            names = [kind[0] for kind in found.kinds]
+            shown = ", ".join(names[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")
+            raise CheckpointError(
+                f"architecture ambiguous: {len(names)} networks of timm have these tensors and"
+                f" compute something else: {shown}; choose one with --arch {timm.PREFIX}NAME"
+            ) from None
+        return _timm_network(checkpoint, found.names[0], description, size, source)
+    return _torchvision_network(checkpoint, architecture, description, source)
+
+
+def _described_network(
+    checkpoint: Checkpoint, name: str, description: Description, size: Size | None
+) -> Network:
+    """The network that a file names: torchvision's where its tensors and its options are
+    torchvision's, and otherwise timm's of this name."""
+    source = description.sources["architecture"]
+    arguments, pools = description.model_args, description.global_pools
+    of_torchvision = fits(name, checkpoint.shapes) and not built_otherwise(name, pools, arguments)
+    if not of_torchvision and timm_registry.known(name.partition(".")[0]):
+        try:
+            return _timm_network(checkpoint, name, description, size, source)
+        except CheckpointError:
+            if name not in registry() or timm_registry.infer(checkpoint.shapes) is not None:
+                raise
+    architecture = infer_as(name, checkpoint.shapes, f"{source}:")
+    return _torchvision_network(checkpoint, architecture, description, source)
+
+
+def _torchvision_network(
+    checkpoint: Checkpoint, architecture: Architecture, description: Description, source: str
+) -> Network:
+    require_buildable(description, architecture.name)
     module = build(architecture)
     load_tensors(module, checkpoint.tensors)
     return Network(
@@ -79,122 +136,73 @@ def load_network(checkpoint: Checkpoint, arch: str | None, description: Descript
         architecture.image_size,
         checkpoint.prefix,
         source,
+        architecture.small_stem,
+        library="torchvision",
     )
 
 
-@torch.no_grad()
-def try_out(network: Network, channels: int, size: tuple[int, int], *, flagged: bool) -> Network:
-    """Run the network once on black images; returns it with the number of classes in its logits.
+def _timm_network(
+    checkpoint: Checkpoint, name: str, description: Description, size: Size | None, source: str
+) -> Network:
+    arguments = dict(description.model_args)
+    for pool in description.global_pools[:1]:
+        arguments.setdefault("global_pool", pool)
+    subject = f"{source}: {name}" if source != "--arch" else f"--arch {timm.PREFIX}{name}"
+    module, image_size = timm.build(name, checkpoint.shapes, arguments, size, subject)
+    network = _filled(module, checkpoint, f"timm's {name}", "timm", source)
+    return replace(network, image_size=image_size)
 
-    This is the one place that notices images that the network does not take, or output that is not
-    logits. For the user's own module it then raises CheckpointError. For a torchvision module it
-    raises InvalidUsage if flags say what the images are (`flagged`), and ImageError otherwise.
-    """
-    device = next(network.module.parameters()).device
-    images = torch.zeros(TRIAL, channels, *size, device=device)
-    shape = "x".join(map(str, images.shape[1:]))
-    own = network.builder is None
-    subject = f"--arch {printable(network.name)}" if own else network.name
-    try:
-        logits = network.module(images)
-    except (Exception, SystemExit) as error:  # torch and the user's code may raise anything
-        if is_out_of_memory(error):
-            raise
-        advice = "--channels, if it takes others" if own else "omit --channels"
-        kind = CheckpointError if own else InvalidUsage if flagged else ImageError
-        raise kind(
-            f"{subject}: fails on {TRIAL} images of {shape} (channels, height, width):"
-            f" {type(error).__name__}: {printable(error)}; expected images it takes: pass --size,"
-            f" larger where they are too small for its layers, and {advice}"
-        ) from None
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != TRIAL:
-        found = f"a {type(logits).__name__}"
-        if isinstance(logits, Tensor):
-            found = f"shape {list(logits.shape)}"
+
+def _transformers_network(checkpoint: Checkpoint, description: Description) -> Network:
+    stored = {name: tuple(tensor.shape) for name, tensor in checkpoint.stored.items()}
+    module, renamed = transformers.build(description.transformers, stored)
+    checkpoint = checkpoint.under("", renamed)
+    shown = f"transformers' {type(module).__name__}"
+    return _filled(module, checkpoint, shown, "transformers", "config.json")
+
+
+def require_buildable(description: Description, name: str) -> None:
+    """Raise CheckpointError where timm would build another network than torchvision's `name`."""
+    found = built_otherwise(name, description.global_pools, description.model_args)
+    if found is not None:
+        (key, value), sources = found, description.sources
+        source = sources.get("global_pools" if key == "global_pool" else "model_args")
         raise CheckpointError(
-            f"{subject}: returns {found} for {TRIAL} images of {shape}; expected logits of shape"
-            f" [{TRIAL}, classes]: wrap the module so that it returns only the logits"
+            f"{source or sources['model_args']}: {key} is {printable(json.dumps(value), 80)}; pbu"
+            f" builds torchvision's {name} without it, which would be another network: pass --arch"
+            " FILE.py:FUNCTION with a function that builds yours, or remove the key if it is wrong"
         )
-    return replace(network, num_classes=logits.shape[1])
 
 
-def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Copy a checkpoint's tensors into the module, cast to the module's own dtypes.
-
-    Raises RuntimeError if names or shapes differ. BatchNorm counters may be missing, as in old
-    files; they become 0.
-    """
-    # MNASNet refuses a state without the version that `state_dict()` keeps as an attribute and
-    # that safetensors files do not carry. Only the version of the module itself is given: without
-    # theirs, the BatchNorms in it accept files from before `num_batches_tracked`.
-    state = _VersionedState(tensors)
-    state._metadata = {"": {"version": model._version}}
-    model.load_state_dict(state)
-
-
-class _VersionedState(dict[str, Tensor]):
-    """A state dict with the version table that `Module.load_state_dict` looks for."""
-
-    _metadata: dict[str, dict[str, int]]
-
-
-def _user_network(checkpoint: Checkpoint, arch: str) -> Network:
-    module = user_module(arch)
-    expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    # A prefix such as `model.` may belong to a wrapper or to this very module, so that the names
-    # as stored are tried first.
-    prefix = checkpoint.prefix
-    prefixes = ["", *(prefix[: dot + 1] for dot, letter in enumerate(prefix) if letter == ".")]
-    readings = [checkpoint.under(prefix) for prefix in prefixes]
-    checkpoint = min(readings, key=lambda reading: len(_differences(expected, reading.shapes)))
-    found = _differences(expected, checkpoint.shapes)
+def _filled(
+    module: nn.Module, checkpoint: Checkpoint, shown: str, library: str, source: str
+) -> Network:
+    """The network of a module with random weights, with those of the checkpoint."""
+    state = module.state_dict()
+    # What a constructor computes, such as a table of positions, was saved by some versions of the
+    # libraries and is not by others.
+    computed = {name: value for name, value in state.items() if not value.is_floating_point()}
+    superfluous = frozenset(
+        stored
+        for stored, name in checkpoint.module_names().items()
+        if name not in state and re.search(SUPERFLUOUS, name)
+    )
+    checkpoint = checkpoint.under(checkpoint.prefix, checkpoint.renamed, superfluous)
+    expected = {name: tuple(value.shape) for name, value in state.items()}
+    tensors = {**computed, **checkpoint.tensors}
+    found = tensor_differences(
+        expected, {name: tuple(value.shape) for name, value in tensors.items()}
+    )
     if found:
-        raise CheckpointError(
-            f"{printable(checkpoint.path)}: does not fit --arch {printable(arch)}:"
-            f" {len(found)} tensors differ: {'; '.join(map(str, found[:DIFFERENCES_SHOWN]))}"
-            + ("; ..." if len(found) > DIFFERENCES_SHOWN else "")
-        )
-    load_tensors(module.float(), checkpoint.tensors)
-    _print_to_stderr(module.eval())
-    convolution = next((m for m in module.modules() if isinstance(m, nn.Conv2d)), None)
-    layers = [m for m in module.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-    if not layers:
-        raise CheckpointError(
-            f"--arch {printable(arch)}: the module has no Linear or Conv2d; expected an image"
-            " classifier"
-        )
-    channels = RGB if convolution is None else convolution.in_channels
-    classes = layers[-1].weight.shape[0]
-    return Network(module, arch, None, classes, channels, None, checkpoint.prefix, "--arch")
-
-
-def _print_to_stderr(module: nn.Module) -> None:
-    """Send what the user's forward prints to stderr, since stdout is for results."""
-    redirections: list[redirect_stdout[Any]] = []
-
-    def enter(*_: Any) -> None:
-        redirections.append(redirect_stdout(sys.stderr))
-        redirections[-1].__enter__()
-
-    def leave(*_: Any) -> None:
-        redirections.pop().__exit__(None, None, None)
-
-    module.register_forward_pre_hook(enter)
-    module.register_forward_hook(leave, always_call=True)
-
-
-def _differences(expected: Shapes, found: Shapes) -> list[Difference]:
-    """Tensors that are missing, unexpected or of another shape, in this order."""
-    missing = [n for n in expected if n not in found and not n.endswith(COUNTER)]
-    return [
-        *(Difference(name, None, expected[name]) for name in missing),
-        *(Difference(name, found[name], None) for name in found if name not in expected),
-        *(
-            Difference(name, found[name], shape)
-            for name, shape in expected.items()
-            if name in found and found[name] != shape
-        ),
-    ]
+        raise CheckpointError(does_not_fit(checkpoint, shown, found))
+    load_tensors(module, tensors)
+    without_caches(module)
+    classes, channels = classes_and_channels(module, shown)
+    name = f"{shown} ({classes} classes, {channels} channel{'s' if channels > 1 else ''})"
+    return Network(
+        module, name, None, classes, channels, None, checkpoint.prefix, source,
+        library=library, renamed=checkpoint.renamed, unused=superfluous,
+    )  # fmt: skip
 
 
 def _shown(architecture: Architecture) -> str:

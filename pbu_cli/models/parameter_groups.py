@@ -1,17 +1,20 @@
 """Which parameters train: the head, the last stage, all, or those that match a pattern.
 
 Unlearning changes the layers that tell classes apart. A table lists the last stage and the head of
-each family of torchvision networks. For a network of the user's own they follow from one rule
-(`_by_position`).
+each family of torchvision networks. For any other network they follow from the order in which its
+layers run (`layer_order`).
 """
 
 from __future__ import annotations
 
 import re
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from pbu_cli.errors import InvalidUsage, printable
+from pbu_cli.models.layer_order import Layout, layout_by_order
+from pbu_cli.models.layer_trace import Trace, traced
 
 # torchvision builder -> (last stage, head), both as patterns on parameter names. The last stage is
 # all blocks at the network's last resolution, with the norm or 1x1 convolution after them. For
@@ -40,14 +43,47 @@ LAST_STAGES: dict[str, tuple[str, str]] = {
 }
 
 
+@torch.no_grad()
+def layout_of(model: nn.Module, architecture: str | None, images: Tensor) -> Layout:
+    """The last stage and the head of a classifier in eval mode.
+
+    architecture: a torchvision builder, None for any other network. images: at least two that the
+    model takes, [n, k, h, w]; black ones will do.
+    """
+    with traced(model) as trace:
+        logits = model(images)
+    return find_layout(model, architecture, trace, logits.shape[1])
+
+
+def find_layout(model: nn.Module, architecture: str | None, trace: Trace, classes: int) -> Layout:
+    """The same from the trace of a forward pass, which gave logits of so many classes."""
+    for family, (stage, head) in LAST_STAGES.items():
+        if architecture is not None and re.fullmatch(family, architecture):
+            return _by_table(model, stage, head)
+    return layout_by_order(model, trace, classes)
+
+
+def _by_table(model: nn.Module, stage: str, head: str) -> Layout:
+    names = [name for name, _ in model.named_parameters()]
+    layers = [
+        path
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d) and re.match(head, f"{path}.weight")
+    ]
+    return Layout(
+        stage=tuple(n for n in names if re.match(stage, n) and not re.match(head, n)),
+        head=tuple(n for n in names if re.match(head, n)),
+        head_layer=layers[-1] if layers else None,
+    )
+
+
 def trained_parameters(
-    model: nn.Module, architecture: str | None, layers: str
+    model: nn.Module, layout: Layout, layers: str
 ) -> tuple[list[str], list[str]]:
     """The names of the parameters that train, and of those among them that belong to the head.
 
     layers: `stage` (the last stage), `last` (the last stage and the head), `head`, `all`, or a
-    regular expression that is searched for in parameter names. architecture: a torchvision
-    builder, None for the user's own network.
+    regular expression that is searched for in parameter names. layout: from `layout_of`.
 
     Raises InvalidUsage where `layers` is empty, matches nothing, or does not compile.
     """
@@ -56,16 +92,15 @@ def trained_parameters(
             "--layers: got an empty text; expected stage, last, head, all or a pattern"
         )
     names = [name for name, _ in model.named_parameters()]
-    stage, head = _stage_and_head(model, architecture)
-    in_head = {name for name in names if re.match(head, name)}
+    in_head = set(layout.head)
     if layers == "all":
         chosen = set(names)
     elif layers == "head":
         chosen = in_head
     elif layers == "stage":
-        chosen = {name for name in names if re.match(stage, name)} - in_head or in_head
+        chosen = set(layout.stage) or in_head
     elif layers == "last":
-        chosen = in_head | {name for name in names if re.match(stage, name)}
+        chosen = in_head | set(layout.stage)
     else:
         try:
             chosen = {name for name in names if re.search(layers, name)}
@@ -82,18 +117,11 @@ def trained_parameters(
     return [n for n in names if n in chosen], [n for n in names if n in chosen & in_head]
 
 
-def _stage_and_head(model: nn.Module, architecture: str | None) -> tuple[str, str]:
-    for family, patterns in LAST_STAGES.items():
-        if architecture is not None and re.fullmatch(family, architecture):
-            return patterns
-    return _by_position(model)
-
-
 def blocks(model: nn.Module) -> dict[str, nn.Module]:
     """A network's blocks by path, in order of definition: its children that have parameters.
 
     A child with more than nine tenths of all parameters (a `features` or `backbone`) is replaced
-    by its own children.
+    by its own children, and so is a list, which is never called.
 
     >>> inner = nn.Sequential(nn.Linear(9, 9), nn.ReLU(), nn.Linear(9, 9))
     >>> list(blocks(nn.Sequential(inner, nn.Linear(9, 1))))
@@ -102,7 +130,14 @@ def blocks(model: nn.Module) -> dict[str, nn.Module]:
     found = {name: child for name, child in model.named_children() if _size(child)}
     total = sum(map(_size, found.values()))
     while True:
-        wrapper = next((n for n, child in found.items() if _size(child) > 0.9 * total), None)
+        wrapper = next(
+            (
+                name
+                for name, child in found.items()
+                if _size(child) > 0.9 * total or type(child) in (nn.ModuleList, nn.ModuleDict)
+            ),
+            None,
+        )
         inner = {} if wrapper is None else dict(found[wrapper].named_children())
         inner = {f"{wrapper}.{n}": child for n, child in inner.items() if _size(child)}
         if not inner or wrapper is None:
@@ -111,45 +146,6 @@ def blocks(model: nn.Module) -> dict[str, nn.Module]:
         for name, child in found.items():
             opened.update(inner if name == wrapper else {name: child})
         found = opened
-
-
-def head_module(model: nn.Module, architecture: str | None) -> str | None:
-    """The path of the layer that gives the logits: the last linear or convolutional layer of the
-    head, None where there is none. Its input is the network's last feature vector.
-
-    >>> head_module(nn.Sequential(nn.Linear(9, 9), nn.ReLU(), nn.Linear(9, 3)), None)
-    '2'
-    """
-    _, head = _stage_and_head(model, architecture)
-    found = [
-        path
-        for path, module in model.named_modules()
-        if isinstance(module, nn.Linear | nn.Conv2d) and re.match(head, f"{path}.weight")
-    ]
-    return found[-1] if found else None
-
-
-def maps_channels_last(architecture: str | None) -> bool:
-    """Whether the network's feature maps are [n, height, width, k], as in Swin."""
-    return architecture is not None and architecture.startswith("swin")
-
-
-def _by_position(model: nn.Module) -> tuple[str, str]:
-    """Patterns for the user's own network: the head is the last block with parameters. The last
-    stage is the smallest run of blocks before it with a quarter of the remaining parameters.
-    """
-    found = blocks(model)
-    names = list(found)
-    if not names:
-        return r"(?!)", r""
-    stage: list[str] = []
-    body = sum(map(_size, found.values())) - _size(found[names[-1]])
-    for name in reversed(names[:-1]):
-        stage.append(name)
-        if 4 * sum(_size(found[block]) for block in stage) >= body:
-            break
-    pattern = "|".join(map(re.escape, stage)) if stage else "(?!)"
-    return rf"({pattern})(\.|$)", rf"{re.escape(names[-1])}(\.|$)"
 
 
 def _size(module: nn.Module) -> int:

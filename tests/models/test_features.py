@@ -8,8 +8,8 @@ import torchvision
 from torch import Tensor, nn
 
 from pbu_cli.errors import CheckpointError
-from pbu_cli.models.features import read_head, read_stages
-from pbu_cli.models.parameter_groups import blocks, head_module
+from pbu_cli.models.features import layers_of_logits, read_head, read_stages
+from pbu_cli.models.parameter_groups import blocks, layout_of
 
 
 @pytest.mark.parametrize(
@@ -26,10 +26,10 @@ from pbu_cli.models.parameter_groups import blocks, head_module
 )
 def test_the_logits_follow_from_what_goes_into_the_head(name: str, size: int) -> None:
     model = torchvision.models.get_model(name, num_classes=5).eval()
-    path = head_module(model, name)
+    x = torch.randn(3, 3, size, size)
+    path = layout_of(model, name, x).head_layer
     assert path is not None
     head = model.get_submodule(path)
-    x = torch.randn(3, 3, size, size)
     features, logits = read_head(model, path, x.split(2))
     assert torch.allclose(logits, model(x), atol=1e-5)
     if isinstance(head, nn.Linear):
@@ -83,3 +83,44 @@ def test_a_layer_that_does_not_give_the_logits_alone_is_named(times: int) -> Non
 
     with pytest.raises(CheckpointError, match=f"last is called {times} times in a forward pass"):
         read_head(Net(), "last", [torch.ones(2, 4)])
+
+
+class Sum(nn.Module):
+    """Two layers whose outputs are added with these factors, and one whose output is not used."""
+
+    def __init__(self, one: float, other: float, classes: int = 5) -> None:
+        super().__init__()
+        self.one, self.other = nn.Linear(4, classes), nn.Linear(4, classes)
+        self.unused, self.factors = nn.Linear(4, classes), (one, other)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.unused(x)
+        return self.factors[0] * self.one(x) + self.factors[1] * self.other(x.sin())
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "layers"),
+    [
+        (0.5, 0.5, ("one", "other")),
+        (1.0, 2.0, ("one", "other")),
+        (0.0, 1.0, ("other",)),
+        (1.0, 0.0, ("one",)),
+        (3.0, 0.0, ("one",)),
+    ],
+)
+def test_the_layers_that_make_the_logits_are_told(
+    one: float, other: float, layers: tuple[str, ...]
+) -> None:
+    assert layers_of_logits(Sum(one, other), "other", torch.randn(16, 4)) == layers
+
+
+def test_no_layer_is_told_where_something_else_makes_the_logits() -> None:
+    behind = nn.Sequential(nn.Linear(4, 5), nn.Tanh())
+    assert layers_of_logits(behind, "0", torch.randn(16, 4)) == ()
+    assert layers_of_logits(Sum(0.5, 0.5, classes=2), "other", torch.randn(2, 4)) == ()  # too few
+    softmax = nn.Sequential(nn.Linear(4, 5), nn.LogSoftmax(dim=1))
+    assert layers_of_logits(softmax, "0", torch.randn(16, 4)) == ("0",)
+    infinite = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 5))
+    with torch.no_grad():
+        infinite[1].weight.fill_(torch.inf)
+    assert layers_of_logits(infinite, "1", torch.randn(16, 4)) == ()

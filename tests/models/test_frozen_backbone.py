@@ -9,7 +9,8 @@ from torch import nn
 
 from pbu_cli.fisher.diagonal import fisher_diagonal
 from pbu_cli.models.frozen_backbone import extract, find_split_point, from_features
-from pbu_cli.models.parameter_groups import trained_parameters
+from pbu_cli.models.layer_order import Layout
+from pbu_cli.models.parameter_groups import layout_of, trained_parameters
 
 # builder -> image size, the module expected as split point
 BUILDERS = {
@@ -34,13 +35,18 @@ def network(builder: str) -> nn.Module:
     return torchvision.models.get_model(builder, weights=None, num_classes=5, **options).eval()
 
 
+def resnet18_layout(model: nn.Module) -> Layout:
+    dtype = next(model.parameters()).dtype
+    return layout_of(model, "resnet18", torch.zeros(2, 3, 32, 32, dtype=dtype))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("builder", BUILDERS)
 def test_from_features_the_logits_are_those_of_the_whole_network(builder: str) -> None:
     size, place = BUILDERS[builder]
     model = network(builder)
-    names, _ = trained_parameters(model, builder, "last")
     x = torch.randn(3, 3, size, size)
+    names, _ = trained_parameters(model, layout_of(model, builder, x), "last")
     split_point = find_split_point(model, names, x[:2])
     assert split_point is not None
     assert split_point.path == place
@@ -55,7 +61,7 @@ def test_from_features_the_logits_are_those_of_the_whole_network(builder: str) -
 
 def test_the_fisher_diagonal_from_features_is_that_of_the_whole_network() -> None:
     model = network("resnet18").double()
-    names, _ = trained_parameters(model, "resnet18", "last")
+    names, _ = trained_parameters(model, resnet18_layout(model), "last")
     x, labels = torch.randn(4, 3, 32, 32, dtype=torch.float64), torch.tensor([0, 1, 2, 3])
     whole = fisher_diagonal(model, [(x, labels)], parameters=names)
     split_point = find_split_point(model, names, x[:2])
@@ -171,7 +177,7 @@ def test_no_split_point_depends_on_a_trained_parameter() -> None:
 
 def test_flags_and_forwards_are_as_before() -> None:
     model = network("resnet18")
-    names, _ = trained_parameters(model, "resnet18", "last")
+    names, _ = trained_parameters(model, resnet18_layout(model), "last")
     model.conv1.weight.requires_grad_(False)
     flags = [parameter.requires_grad for parameter in model.parameters()]
     split_point = find_split_point(model, names, torch.randn(2, 3, 32, 32))

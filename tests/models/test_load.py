@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,11 @@ from torchvision.models import resnet18, squeezenet1_1
 
 from pbu_cli.errors import CheckpointError, ImageError, InvalidUsage
 from pbu_cli.io.checkpoint import Checkpoint, read
-from pbu_cli.models.load import Network, load_network, try_out
+from pbu_cli.models.layer_order import Layout
+from pbu_cli.models.load import load_network
 from pbu_cli.models.model_config import Description
+from pbu_cli.models.network import Network, try_out
+from tests.networks import unusual_heads
 from tests.networks.cifar_resnet import resnet20
 
 HERE = Path(__file__).parents[1] / "networks"
@@ -142,7 +146,11 @@ def own(module: torch.nn.Module) -> Network:
 
 
 def test_the_classes_of_ones_own_network_are_those_it_answers() -> None:
-    assert try_out(own(Odd()), 1, (8, 8), flagged=True).num_classes == 7
+    tried = try_out(own(Odd()), 1, (8, 8), flagged=True)
+    assert tried.num_classes == 7
+    assert tried.layout == Layout(
+        ("body.weight", "body.bias"), ("head.weight", "head.bias"), "head"
+    )
 
 
 @pytest.mark.parametrize(
@@ -165,8 +173,12 @@ def test_a_network_of_ones_own_that_answers_no_logits_is_one_line(answer: Any, f
 @pytest.mark.parametrize(("flagged", "error"), [(True, InvalidUsage), (False, ImageError)])
 def test_images_that_a_network_does_not_take_are_one_line(flagged: bool, error: Any) -> None:
     module = squeezenet1_1(num_classes=3).eval()
-    network = Network(module, "squeezenet1_1", "squeezenet1_1", 3, 3, None, "", "tensors")
-    assert try_out(network, 3, (32, 32), flagged=flagged) == network
+    network = Network(
+        module, "squeezenet1_1", "squeezenet1_1", 3, 3, None, "", "tensors", library="torchvision"
+    )
+    tried = try_out(network, 3, (32, 32), flagged=flagged)
+    assert tried.layout.head_layer == "classifier.1"
+    assert replace(tried, layout=network.layout) == network
     with pytest.raises(error, match="--size"):
         try_out(network, 3, (8, 8), flagged=flagged)
 
@@ -179,3 +191,42 @@ def test_memory_that_runs_out_is_no_fault_of_the_images() -> None:
 
     with pytest.raises(RuntimeError, match="can't allocate memory"):
         try_out(own(Odd(full)), 3, (8, 8), flagged=True)
+
+
+def test_weights_that_are_whole_numbers_are_refused(small: torch.nn.Module) -> None:
+    """They would be computed with as they stand, without the scale that they were divided by."""
+    stored = {
+        name: tensor.to(torch.int8) if name == "fc.weight" else tensor
+        for name, tensor in small.state_dict().items()
+    }
+    quantised = Checkpoint(Path("m.safetensors"), stored, "", {})
+    with pytest.raises(CheckpointError, match=r"whole numbers \(torch.int8\), first fc.weight"):
+        load_network(quantised, None, Description())
+
+
+def test_a_network_that_changes_its_weights_in_eval_mode_is_refused() -> None:
+    """Its file would be read as not merged, and merged once more."""
+    state = unusual_heads.from_plain("merging_lora", resnet20().state_dict())
+    saved = Checkpoint(Path("m.safetensors"), state, "", {})
+    with pytest.raises(CheckpointError, match=r"eval\(\) changes 1 parameters, first linear"):
+        load_network(saved, f"{HERE}/unusual_heads.py:merging_lora", Description())
+    state = unusual_heads.from_plain("lora", resnet20().state_dict())
+    saved = Checkpoint(Path("m.safetensors"), state, "", {})
+    assert load_network(saved, f"{HERE}/unusual_heads.py:lora", Description()).num_classes == 10
+
+
+def test_a_name_of_two_libraries_is_that_of_the_one_that_has_the_tensors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """timm's efficientnet_b0 has other tensors than torchvision's; without timm it is needed."""
+    timm = pytest.importorskip("timm")
+    module = timm.create_model("efficientnet_b0", num_classes=5).eval()
+    found = load_network(checkpoint(module), None, described("efficientnet_b0"))
+    assert (found.library, found.num_classes) == ("timm", 5)
+
+    def missing(name: str, what: str) -> Any:
+        raise CheckpointError(f"{what} needs {name}: pip install 'pbu-cli[timm]'")
+
+    monkeypatch.setattr("pbu_cli.models.sources.timm.library", missing)
+    with pytest.raises(CheckpointError, match="pip install"):
+        load_network(checkpoint(module), None, described("efficientnet_b0"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from pbu_cli.errors import CheckpointError
+from pbu_cli.models.load import require_buildable
 from pbu_cli.models.model_config import Description, describe, metadata_with
 
 TIMM = {
@@ -102,3 +104,55 @@ def test_a_config_that_makes_no_sense_is_one_line(tmp_path: Path, config: Any) -
     assert "\n" not in str(caught.value)
     assert "config.json" in str(caught.value)
     assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("resnet34", {"global_pool": "avg", "model_args": {}}),
+        ("resnet34", {"global_pool": "fast", "model_args": None}),
+        ("vit_b_16", {"global_pool": "token"}),
+        ("resnet34", {"model_args": {"in_chans": 1, "drop_path_rate": 0.1, "act_layer": None}}),
+        ("resnet34", {"pretrained_cfg": {"global_pool": None}, "global_pool": "avg"}),
+    ],
+)
+def test_a_network_that_timm_builds_as_torchvision_does_is_built(
+    tmp_path: Path, name: str, config: object
+) -> None:
+    require_buildable(described(tmp_path, config), name)
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "shown"),
+    [
+        ("resnet34", {"global_pool": "max"}, 'config.json: global_pool is "max"'),
+        ("resnet34", {"global_pool": ""}, 'config.json: global_pool is ""'),
+        ("resnet34", {"global_pool": "token"}, 'config.json: global_pool is "token"'),
+        ("vit_b_16", {"global_pool": "avg"}, 'config.json: global_pool is "avg"'),
+        ("resnet34", {"pretrained_cfg": {"global_pool": "catavgmax"}}, '"catavgmax"'),
+        ("resnet34", {"global_pool": "max", "pretrained_cfg": {"global_pool": "avg"}}, '"max"'),
+        ("resnet34", {"global_pool": "max", "pretrained_cfg": {"global_pool": None}}, '"max"'),
+        ("resnet34", {"model_args": {"global_pool": "avgmax"}}, 'global_pool is "avgmax"'),
+        ("resnet34", {"model_args": {"output_stride": 8}}, '{"output_stride": 8}'),
+        ("vit_b_16", {"model_args": {"drop_rate": 0, "qk_norm": True}}, '{"qk_norm": true}'),
+        ("resnet34", {"pretrained_cfg": {"model_args": {"act_layer": "silu"}}}, '"silu"'),
+    ],
+)
+def test_a_network_that_timm_builds_otherwise_is_refused(
+    tmp_path: Path, name: str, config: object, shown: str
+) -> None:
+    with pytest.raises(CheckpointError, match=re.escape(shown)) as error:
+        require_buildable(described(tmp_path, config), name)
+    assert "--arch FILE.py:FUNCTION" in str(error.value)
+
+
+def test_the_pool_and_the_arguments_in_the_metadata_count_too(tmp_path: Path) -> None:
+    for metadata in ({"global_pool": "max"}, {"model_args": '{"act_layer": "silu"}'}):
+        with pytest.raises(CheckpointError, match="checkpoint metadata: "):
+            require_buildable(describe(tmp_path / "m.safetensors", metadata), "resnet34")
+
+
+@pytest.mark.parametrize("config", [{"model_args": "x"}, {"global_pool": 3}, {"crop_pct": "x"}])
+def test_a_malformed_key_of_timm_is_named(tmp_path: Path, config: dict[str, object]) -> None:
+    with pytest.raises(CheckpointError, match=next(iter(config))):
+        described(tmp_path, config)

@@ -1,8 +1,8 @@
 """The table of torchvision's classifiers: the names and shapes of their tensors. No torch needed.
 
-`registry.json` holds the table. A size that the user chooses stands there as a symbol: `classes`,
-`channels` (of the image) and `1+n*n` (position embedding of a ViT: a class token and n x n
-patches). `python -m tests.measure.make_registry` writes the file; a test compares it with the
+`torchvision_registry.json` holds the table. A size that the user chooses stands there as a symbol:
+`classes`, `channels` (of the image) and `1+n*n` (position embedding of a ViT: a class token and
+n x n patches). `python -m tests.measure.make_registry` writes the file; a test compares it with the
 installed torchvision.
 """
 
@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
-Shapes = Mapping[str, tuple[int, ...]]  # by tensor name
 Pattern = Mapping[str, tuple[int | str, ...]]  # by tensor name; a symbol for each free size
 
 CLASSES, CHANNELS, TOKENS = "classes", "channels", "1+n*n"  # the symbols
@@ -60,7 +59,9 @@ def registry() -> dict[str, Pattern]:
     the shape of a tensor or the index of a child module.
     """
     stored = json.loads(
-        resources.files("pbu_cli.models").joinpath("registry.json").read_text("utf-8")
+        resources.files("pbu_cli.models.sources")
+        .joinpath("torchvision_registry.json")
+        .read_text("utf-8")
     )
     modules: list[dict[str, tuple[int | str, ...]]] = []
     for module in stored["modules"]:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
-from pbu_cli.models.channels_last import contiguous, put_channels_last
+from pbu_cli.models.kernels.channels_last import contiguous, put_channels_last
 from tests.conftest import Ran
 
 LARGE, SMALL = (97, 97), (96, 96)

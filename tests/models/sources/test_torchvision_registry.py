@@ -6,7 +6,7 @@ from itertools import combinations
 
 import pytest
 
-from pbu_cli.models.registry import CHANNELS, CLASSES, registry, stem
+from pbu_cli.models.sources.torchvision_registry import CHANNELS, CLASSES, registry, stem
 from tests.measure import make_registry
 from tests.measure.make_registry import classifier, classifiers, first_convolution
 

@@ -1,26 +1,22 @@
 """Modules are built without torch's compiler, which can still be imported afterwards; stems keep
-their geometry; of the user's file only the source is run."""
+their geometry."""
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import py_compile
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-from pbu_cli.models.build import build, user_module
-from pbu_cli.models.registry import Architecture
+from pbu_cli.models.sources.torchvision_build import build
+from pbu_cli.models.sources.torchvision_registry import Architecture
 from tests.measure.make_registry import classifier, classifiers, first_convolution
 
 BUILT = """
 import sys
-from pbu_cli.models.registry import Architecture, registry
-from pbu_cli.models.build import build
+from pbu_cli.models.sources.torchvision_registry import Architecture, registry
+from pbu_cli.models.sources.torchvision_build import build
 for name in registry():
     if name.startswith({families!r}):
         build(Architecture(name, 10, image_size=224 if name == "maxvit_t" else None))
@@ -35,7 +31,7 @@ assert is_compile_supported("cpu") == torch._dynamo.utils.is_compile_supported("
 """
 ANOTHER = """
 import sys
-from pbu_cli.models.build import _without_compiler
+from pbu_cli.models.sources.torchvision_build import _without_compiler
 with _without_compiler():
     from torch._dynamo.utils import is_compile_supported
     assert "torch._dynamo" not in sys.modules
@@ -80,20 +76,3 @@ def test_a_stem_for_other_channels_keeps_its_geometry(name: str) -> None:
     assert isinstance(theirs, torch.nn.Conv2d)
     assert isinstance(ours, torch.nn.Conv2d)
     assert repr(ours) == repr(theirs).replace("Conv2d(3,", "Conv2d(5,")  # kernel, stride, padding
-
-
-def test_what_is_run_is_the_file_and_no_bytecode_beside_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A .pyc that claims to be of the file is not what the user has read and named."""
-    monkeypatch.setattr(sys, "dont_write_bytecode", False)
-    file = tmp_path / "own.py"
-    file.write_text("from torch.nn import Linear\ndef net(): return Linear(2, 3)\n")
-    assert user_module(f"{file}:net").out_features == 3
-    assert list(tmp_path.iterdir()) == [file]
-
-    other = tmp_path / "other.py"
-    other.write_text(file.read_text().replace("3", "9"))
-    os.utime(other, ns=(file.stat().st_mtime_ns,) * 2)
-    py_compile.compile(str(other), importlib.util.cache_from_source(str(file)))
-    assert user_module(f"{file}:net").out_features == 3

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from pbu_cli.errors import CheckpointError, InvalidUsage
-from pbu_cli.models import architecture_inference as architecture
-from pbu_cli.models.architecture_inference import POSITIONS, infer, infer_as
-from pbu_cli.models.build import build
-from pbu_cli.models.load import load_tensors
-from pbu_cli.models.registry import AUXILIARY, Architecture, registry
+from pbu_cli.models.network import load_tensors
+from pbu_cli.models.sources import torchvision_inference as architecture
+from pbu_cli.models.sources.torchvision_build import build
+from pbu_cli.models.sources.torchvision_inference import POSITIONS, infer, infer_as
+from pbu_cli.models.sources.torchvision_registry import AUXILIARY, Architecture, registry
 from tests.measure import registry_table
 from tests.measure.make_registry import classifier, classifiers, first_convolution
 
@@ -204,7 +204,7 @@ def test_a_resnet_of_another_design_is_not_taken_for_torchvisions(shared: Path) 
 
 def test_inference_loads_no_torch() -> None:
     code = (
-        "import sys; from pbu_cli.models.architecture_inference import *\n"
+        "import sys; from pbu_cli.models.sources.torchvision_inference import *\n"
         "shapes = {n: tuple(7 if isinstance(d, str) else d for d in s)"
         " for n, s in registry()['vgg11'].items()}\n"
         "print(infer(shapes).name, infer_as('vgg11', shapes).num_classes, 'torch' in sys.modules)"

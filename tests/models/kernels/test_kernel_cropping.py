@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from pbu_cli.errors import PbuError
 from pbu_cli.fisher.diagonal import fisher_diagonal
 from pbu_cli.models.frozen_backbone import extract, find_split_point, from_features
-from pbu_cli.models.kernel_cropping import cropped, find_crops, used_kernel_region
-from pbu_cli.models.parameter_groups import trained_parameters
+from pbu_cli.models.kernels.kernel_cropping import cropped, find_crops, used_kernel_region
+from pbu_cli.models.parameter_groups import layout_of, trained_parameters
 from pbu_cli.settings import Preprocessing, Schedule, Weights
 from pbu_cli.unlearning.forget_set import ForgetSet
 from pbu_cli.unlearning.loop import Trainable, unlearn
@@ -120,7 +120,8 @@ def test_changed_regions_are_written_back_and_unused_weights_stay() -> None:
 def test_fisher_equals_a_loop_and_unlearning_equals_that_without_crops() -> None:
     model = network()
     # Not the head: rows without a gradient at theta* make Adam take rounding for a direction.
-    names, _ = trained_parameters(model, "resnet18", "stage")
+    black = torch.zeros(2, 3, 28, 28, dtype=torch.float64)
+    names, _ = trained_parameters(model, layout_of(model, "resnet18", black), "stage")
     pixels = torch.randint(256, (12, 3, 28, 28), dtype=torch.uint8)
     labels, forgotten = torch.ones(12, dtype=torch.long), torch.arange(4) == 1
     unit = Preprocessing((28, 28), (0.5,) * 3, (0.25,) * 3)

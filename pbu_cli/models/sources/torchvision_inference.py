@@ -4,21 +4,19 @@ needed.
 A checkpoint is of an architecture if it has the tensor names that `registry` lists for it, and if
 one value for each symbol there explains all shapes.
 
-Shapes do not tell everything. Assumed is that a ResNet whose `conv1` is 3x3 applies it at stride 1
-and has no max-pool after it; that MaxViT has its default image size; that GoogLeNet and Inception
-do not renormalise their input (`transform_input=False`); and that strides, dilations and epsilons
-are torchvision's.
+Shapes do not tell everything. Assumed is that a ResNet whose `conv1` is 3x3 applies it at stride 1;
+that MaxViT has its default image size; that GoogLeNet and Inception do not renormalise their input
+(`transform_input=False`); and that strides, dilations and epsilons are torchvision's. Whether a
+max-pool follows a 3x3 `conv1` is left open: `inputs.fit` finds it out with the images.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
 from math import isqrt
-from typing import NamedTuple
 
 from pbu_cli.errors import CheckpointError, printable
-from pbu_cli.models.registry import (
+from pbu_cli.models.sources.torchvision_registry import (
     AUXILIARY,
     CHANNELS,
     CLASSES,
@@ -26,10 +24,10 @@ from pbu_cli.models.registry import (
     TOKENS,
     Architecture,
     Pattern,
-    Shapes,
     registry,
     stem,
 )
+from pbu_cli.models.tensor_shapes import Difference, Shapes
 
 POSITIONS, PATCHES = "encoder.pos_embedding", "conv_proj.weight"
 MAXVIT_IMAGE_SIZE = 224
@@ -38,23 +36,6 @@ CLOSEST_SHOWN = 3
 DIFFERENCES_SHOWN_PER_KIND = 2
 MOST_TENSORS = 10_000  # the largest classifier has 1 548; a file with more is not compared
 OWN_MODEL = "for a model of your own pass --arch FILE.py:FUNCTION"
-
-
-class Difference(NamedTuple):
-    """One tensor that does not fit: it is missing (`found` is None), unexpected (`expected` is
-    None), or of another shape."""
-
-    tensor: str
-    found: tuple[int, ...] | None
-    expected: tuple[int | str, ...] | None
-
-    def __str__(self) -> str:
-        name = printable(self.tensor, 80)
-        if self.found is None:
-            return f"{name} is missing"
-        if self.expected is None:
-            return f"{name} is unexpected"
-        return f"{name} is {_shape_text(self.found)}, expected {_shape_text(self.expected)}"
 
 
 def infer(shapes: Shapes) -> Architecture:
@@ -117,6 +98,11 @@ def infer_as(name: str, shapes: Shapes, source: str = "--arch") -> Architecture:
         f"{source} {name}: not the architecture of this checkpoint,"
         f" {_differences_text(found)}; {hint}"
     )
+
+
+def fits(name: str, shapes: Shapes) -> bool:
+    """Whether the tensors are those of the architecture `name`; False for an unknown name."""
+    return name in registry() and not differences(name, _weights(shapes))
 
 
 def differences(name: str, shapes: Shapes) -> list[Difference]:
@@ -236,7 +222,3 @@ def _differences_text(found: list[Difference]) -> str:
     more = f"; and {len(found) - len(shown)} more" if len(found) > len(shown) else ""
     count = "1 tensor differs" if len(found) == 1 else f"{len(found)} tensors differ"
     return f"{count} ({'; '.join(shown)}{more})"
-
-
-def _shape_text(shape: Iterable[object]) -> str:
-    return printable(f"[{', '.join(map(str, shape))}]", 60)
