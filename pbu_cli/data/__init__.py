@@ -1,4 +1,4 @@
-"""From folders of image files to tensors; the normalisation and labels inferred from images.
+"""Which class an image shows, in what order folders of classes stand, and how pixels are prepared.
 
-Which images a run reads and what it does with them is decided in `inputs` and `pipeline`.
+Image files are read in `images`. What a run does with all this is decided in `inputs`.
 """

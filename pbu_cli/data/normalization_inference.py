@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from pbu_cli.data.batchnorm_fit import batch_norms, capture_moments, mismatch
 from pbu_cli.data.label_inference import majority
 from pbu_cli.data.preprocessing import input_batches
-from pbu_cli.models.hooks import first_argument, forward_hooks
 from pbu_cli.models.inference import predict
 from pbu_cli.settings import NORMALISATIONS, Preprocessing
 
@@ -24,6 +22,11 @@ SECOND_SAMPLE = 256  # images that the close ones are scored on again
 # three standard errors.
 CLOSE_POINTS = 30.0
 POINTS_PER_NAT = 50  # percentage points of recognition that one nat of mismatch outweighs
+# Normalisations whose mismatch is at most this many nats above the least one fit the network. On
+# training images of single classes of four networks the right one is at most 0.03 above it, and one
+# that is not a close relative of the right one at least 0.11.
+FITTING = 0.1
+MUCH_BETTER = 20.0  # percentage points by which another class is recognised better
 
 
 @dataclass(frozen=True)
@@ -31,13 +34,15 @@ class NormalisationScore:
     """A normalisation, and how well the network and the images fit together under it.
 
     recognised: percent of the images predicted as their label, or as the most frequent prediction
-    of their folder where no label is known. mismatch: between the running statistics of the first
+    of their folder where no label is known. agreeing: percent of the images predicted as the most
+    frequent prediction of their folder. mismatch: between the running statistics of the first
     BatchNorm and the images, in nats; 0 for a network without BatchNorm.
     """
 
     name: str
     preprocessing: Preprocessing
     recognised: float
+    agreeing: float
     mismatch: float
 
     @property
@@ -55,24 +60,33 @@ def rank_normalisations(
     """The usual normalisations, best first, scored on at most SECOND_SAMPLE of the images.
 
     pixels uint8 [n, k, h, w]; groups int64 [n], the index of each image's folder; labels: one for
-    each folder. Recognition alone is misleading: raw 0-255 pixels saturate some networks until they
-    predict the same class for every image. So the mismatch with the first BatchNorm counts too.
+    each folder. Recognition is misleading: raw 0-255 pixels saturate some networks until they
+    predict the same class for every image, and under a wrong normalisation a network may predict
+    the class that a wrongly named folder claims. So the mismatch with the first BatchNorm decides
+    which normalisations fit, and only among those does the score decide.
 
-    All normalisations are scored on FIRST_SAMPLE images. Those within CLOSE_POINTS of the best one
-    are then scored on SECOND_SAMPLE images. If only the best one is that close, or if there are no
-    more images, the first scores are returned.
+    All normalisations are scored on FIRST_SAMPLE images. Those that fit and are within CLOSE_POINTS
+    of the best one are then scored on SECOND_SAMPLE images. If only the best one is that close, or
+    if there are no more images, the first scores are returned.
     """
 
-    def ranked(names: Iterable[str], count: int) -> list[NormalisationScore]:
+    def scored(names: Iterable[str], count: int) -> list[NormalisationScore]:
         index = torch.linspace(0, len(pixels) - 1, min(len(pixels), count)).round().long()
         sample, owners = pixels[index], groups[index]
-        found = [_score(model, sample, owners, labels, name, batch_size) for name in names]
-        return sorted(found, key=lambda candidate: -candidate.score)
+        return [_score(model, sample, owners, labels, name, batch_size) for name in names]
 
-    first = ranked(NORMALISATIONS, FIRST_SAMPLE)
-    close = [c.name for c in first if c.score >= first[0].score - CLOSE_POINTS]
+    first = scored(NORMALISATIONS, FIRST_SAMPLE)
+    limit = min(candidate.mismatch for candidate in first) + FITTING
+
+    def rank(candidate: NormalisationScore) -> tuple[bool, float]:
+        return candidate.mismatch > limit, -candidate.score
+
+    first.sort(key=rank)
+    least = first[0].score - CLOSE_POINTS
+    close = [c.name for c in first if c.mismatch <= limit and c.score >= least]
     again = close if len(close) > 1 and len(pixels) > FIRST_SAMPLE else []
-    return ranked(again, SECOND_SAMPLE) + [c for c in first if c.name not in again]
+    second = sorted(scored(again, SECOND_SAMPLE), key=rank)
+    return second + [candidate for candidate in first if candidate.name not in again]
 
 
 def _score(
@@ -86,24 +100,42 @@ def _score(
     """The score of the normalisation called `name` on all of these images."""
     mean, std = (_per_channel(values, pixels.shape[1]) for values in NORMALISATIONS[name])
     preprocessing = Preprocessing((pixels.shape[2], pixels.shape[3]), mean, std)
-    layer = _first_batch_norm(model)
+    first = dict(islice(batch_norms(model).items(), 1))
     device = next(model.parameters()).device
-    with _capture_moments(layer) as moments:
-        found = predict(
-            model,
-            input_batches(pixels, preprocessing, batch_size, device),
-            captured={"moments": moments},
-        )
-    mismatch = _mismatch(layer, found.captured.get("moments"))
+    batches = input_batches(pixels, preprocessing, batch_size, device)
+    with capture_moments(first) as moments:
+        found = predict(model, batches, captured=moments)
+    distance = sum(mismatch(first[layer], found.captured[layer]) for layer in found.captured)
     predictions = found.logits.argmax(dim=1).cpu()
-    right = 0
+    right = agreeing = 0
     for group, label in enumerate(labels):
         predicted = predictions[groups == group]
         if len(predicted):
-            expected = majority(predicted) if label is None else label
-            right += int((predicted == expected).sum())
-    recognised = 100 * right / len(predictions)
-    return NormalisationScore(name, preprocessing, recognised, mismatch)
+            commonest = int((predicted == majority(predicted)).sum())
+            agreeing += commonest
+            right += commonest if label is None else int((predicted == label).sum())
+    recognised, common = (100 * count / len(predictions) for count in (right, agreeing))
+    return NormalisationScore(name, preprocessing, recognised, common, distance)
+
+
+def better_without_labels(ranking: Sequence[NormalisationScore]) -> NormalisationScore | None:
+    """A normalisation under which the network is far surer of other classes than the labels say.
+
+    The labels have chosen the first of `ranking`. Where a folder has a wrong name, that choice
+    makes the name true: another normalisation then recognises another class much better. None
+    where there is no such normalisation. Raw 0-255 does not count, because it makes some networks
+    predict one class for every image.
+    """
+    chosen = ranking[0]
+    others = [
+        other
+        for other in ranking[1:]
+        if other.name != "raw 0-255"
+        and other.mismatch <= chosen.mismatch + FITTING
+        and other.agreeing >= chosen.recognised + MUCH_BETTER
+        and other.agreeing > other.recognised
+    ]
+    return max(others, key=lambda other: other.agreeing, default=None)
 
 
 def _per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
@@ -111,49 +143,3 @@ def _per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
     if channels == 3:
         return tuple(values)
     return (round(sum(values) / len(values), 6),) * channels
-
-
-def _first_batch_norm(model: nn.Module) -> _BatchNorm | None:
-    """The model's first BatchNorm that has running statistics."""
-    layers = (m for m in model.modules() if isinstance(m, _BatchNorm))
-    return next((m for m in layers if m.running_mean is not None), None)
-
-
-@contextmanager
-def _capture_moments(layer: _BatchNorm | None) -> Iterator[list[Tensor]]:
-    """A list that receives, on every call of the layer, the moments of its input x.
-
-    float64 [1, 3, channels]: the number of values in a channel, and the sums of x and of x^2.
-    """
-    captured: list[Tensor] = []
-
-    def capture(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        x = first_argument(args, kwargs).transpose(0, 1).flatten(1)  # channels first
-        # Sums in float32 are too coarse to be subtracted later. MPS has no float64.
-        mean, var = (t.cpu().double() for t in (x.mean(1), x.var(1, correction=0)))
-        moments = torch.stack([torch.ones_like(mean), mean, var + mean**2])
-        captured.append(x.shape[1] * moments[None])
-
-    with forward_hooks(inputs=[] if layer is None else [(layer, capture)]):
-        yield captured
-
-
-def _mismatch(layer: _BatchNorm | None, moments: Tensor | None) -> float:
-    """KL divergence of the inputs from the layer's running statistics, in nats a channel.
-
-    Both are taken as Gaussians, with mean m and variance v of the inputs, and M and V of the
-    layer: 1/2 ((v + (m - M)^2) / V - 1 - log(v / V)), averaged over channels. moments: from
-    `_capture_moments`, [calls, 3, channels]. 0 without a layer or inputs.
-    """
-    if layer is None or moments is None:
-        return 0.0
-    running = (layer.running_mean, layer.running_var)
-    expected, scale = (t.cpu().double() for t in running if t is not None)
-    scale = scale.clamp_min(1e-12)
-    sums = torch.zeros(())
-    for of_call in moments:
-        sums = sums + of_call
-    mean, square = sums[1:] / sums[0]
-    var = (square - mean**2).clamp_min(1e-12)
-    ratio = (var + (mean - expected) ** 2) / scale
-    return 0.5 * float((ratio - 1 - (var / scale).log()).mean())

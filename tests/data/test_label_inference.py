@@ -1,52 +1,21 @@
-"""What folder names and predictions say about a label, and when they contradict each other."""
+"""What folder names, predictions and the history say about a label, and when they contradict."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from pbu_cli.data.label_inference import label_from_name, majority, parse_label, resolve_label
-from pbu_cli.errors import ImageError, InvalidUsage
-
-NAMES = ("tench", "great white shark", "Ship")
-
-
-@pytest.mark.parametrize(
-    ("folder", "names", "label"),
-    [
-        ("8", None, 8),
-        ("class8", None, 8),
-        ("class_08", None, 8),
-        ("train2017", None, None),
-        ("12", None, None),
-        ("v2-class8", None, None),
-        ("ships", NAMES, None),
-        ("ship", NAMES, 2),
-        ("great_white-shark", NAMES, 1),
-        ("", NAMES, None),
-        ("9" * 400, None, None),
-    ],
+from pbu_cli.data.label_inference import (
+    MAJORITY,
+    OVERWHELMING,
+    History,
+    LabelRules,
+    majority,
+    resolve_label,
 )
-def test_the_label_of_a_folder_name(
-    folder: str, names: tuple[str, ...] | None, label: int | None
-) -> None:
-    assert label_from_name(folder, names, 10) == label
+from pbu_cli.errors import ImageError
 
-
-def test_names_of_subfolders_are_read_strictly() -> None:
-    assert label_from_name("part1", None, 10) == 1
-    assert label_from_name("part1", None, 10, strict=True) is None
-    assert label_from_name("class 1", None, 10, strict=True) == 1
-
-
-def test_the_user_gives_a_label_by_name_or_index() -> None:
-    assert parse_label("Ship", "--label", NAMES, 3) == 2
-    assert parse_label("1", "--label", NAMES, 3) == 1
-    for text in ("3", "-1", "ship!", "1e0", "²"):
-        with pytest.raises(InvalidUsage, match="--label"):
-            parse_label(text, "--label", NAMES, 3)
-
-
+FREE = LabelRules(binding=False)
 EIGHTS = torch.tensor([8] * 9 + [3])
 THREES = torch.tensor([3] * 9 + [8])
 MIXED = torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, 8, 8])
@@ -66,22 +35,22 @@ def test_a_name_is_the_label_unless_the_predictions_contradict_it() -> None:
 
 
 def test_predictions_that_contradict_the_name_are_an_error_that_names_the_flag() -> None:
-    with pytest.raises(ImageError, match="--label 8 or --label 3"):
+    with pytest.raises(ImageError, match="class that they show, 8 or 3"):
         resolve_label("class8", None, 8, THREES)
-    assert resolve_label("class8", None, 8, THREES, binding=False).index == 8
+    assert resolve_label("class8", None, 8, THREES, rules=FREE).index == 8
 
 
 def test_the_one_forgotten_class_in_the_metadata_is_the_label() -> None:
-    found = resolve_label("x", None, None, THREES, binding=False, forgotten=(8,))
+    found = resolve_label("x", None, None, THREES, rules=FREE, history=History((8,)))
     assert found.index == 8
     assert found.source.startswith("the forgotten class in the metadata; ")
-    assert resolve_label("8", None, 8, THREES, binding=False, forgotten=(3, 8)).index == 8
-    assert resolve_label("3", 3, 3, THREES, binding=False, forgotten=(8,)).index == 3
+    assert resolve_label("8", None, 8, THREES, rules=FREE, history=History((3, 8))).index == 8
+    assert resolve_label("3", 3, 3, THREES, rules=FREE, history=History((8,))).index == 3
 
 
 def test_a_name_that_contradicts_the_metadata_is_an_error_that_names_the_flags() -> None:
     with pytest.raises(ImageError, match=r"forgotten 8: pass --label 3, or with --orig"):
-        resolve_label("class3", None, 3, THREES, binding=False, forgotten=(8,))
+        resolve_label("class3", None, 3, THREES, rules=FREE, history=History((8,)))
 
 
 def test_a_name_that_hardly_any_prediction_agrees_with_gives_a_warning() -> None:
@@ -90,7 +59,7 @@ def test_a_name_that_hardly_any_prediction_agrees_with_gives_a_warning() -> None
     assert doubt is not None
     assert "predicts 8 for only 0.0 % of its 20 images (most often 0: 15.0 %)" in doubt
     assert resolve_label("class8", None, 8, MIXED).doubt is None
-    assert resolve_label("class8", None, 8, spread, binding=False).doubt is None
+    assert resolve_label("class8", None, 8, spread, rules=FREE).doubt is None
 
 
 def test_without_a_name_the_majority_of_the_predictions_decides() -> None:
@@ -98,4 +67,82 @@ def test_without_a_name_the_majority_of_the_predictions_decides() -> None:
     with pytest.raises(ImageError, match="--label"):
         resolve_label("x", None, None, MIXED)
     with pytest.raises(ImageError, match="--label, or --original"):
-        resolve_label("x", None, None, EIGHTS, forgotten=(2, 3))
+        resolve_label("x", None, None, EIGHTS, rules=FREE, history=History((2, 3)))
+
+
+SHIPS = {0: 57.0, 9: 16.0, 1: 13.0, 6: 6.0, 2: 5.0, 3: 3.0}  # after ships (8) were forgotten
+HISTORY = History((8,), {8: SHIPS})
+
+
+def predicted(shares: dict[int, float], images: int = 100) -> torch.Tensor:
+    counts = [(label, round(share * images / 100)) for label, share in shares.items()]
+    return torch.cat([torch.full((count,), label) for label, count in counts])
+
+
+def test_images_that_are_predicted_like_those_of_a_forgotten_class_are_of_that_class() -> None:
+    """Airplane is the commonest prediction, and before there was a history it was the label."""
+    found = resolve_label("ship", None, None, predicted(SHIPS), history=HISTORY)
+    assert found.index == 8
+    assert "what it predicted for those of this class" in found.source
+    other_ships = predicted({0: 62, 9: 15, 1: 11, 6: 6, 2: 4, 3: 2})
+    assert resolve_label("ship", None, None, other_ships, history=HISTORY).index == 8
+
+
+@pytest.mark.parametrize(
+    "shares",
+    [{0: 89, 8: 0, 2: 11}, {3: 64, 5: 20, 2: 16}, {0: 100}, {0: 75, 9: 16, 1: 1, 6: 4, 2: 4}],
+)
+def test_no_vote_of_a_network_with_a_history_tells_a_label(shares: dict[int, float]) -> None:
+    with pytest.raises(ImageError, match=r"has forgotten 8 before.* pass --label"):
+        resolve_label("ship", None, None, predicted(shares), history=HISTORY)
+
+
+def test_a_forgotten_class_that_all_images_looked_like_another_is_not_told_from_that_one() -> None:
+    history = History((8,), {8: {0: 97.0, 9: 3.0}})
+    with pytest.raises(ImageError, match="pass --label"):
+        resolve_label("ship", None, None, predicted({0: 97, 9: 3}), history=history)
+
+
+def test_a_name_of_a_forgotten_class_is_believed_against_the_predictions() -> None:
+    found = resolve_label("class8", None, 8, THREES, history=HISTORY)
+    assert (found.index, found.doubt) == (8, None)
+    with pytest.raises(ImageError, match="8 or 3"):
+        resolve_label("class8", None, 8, THREES, history=History((2,)))
+
+
+@pytest.mark.parametrize(
+    ("shares", "strict", "accepted"),
+    [
+        ({8: 95, 3: 5}, True, True),
+        ({8: 89, 3: 11}, True, False),
+        ({8: 89, 3: 11}, False, True),
+        ({8: 60, 3: 40}, False, False),
+        ({8: 49, 3: 10, 2: 41}, False, False),
+    ],
+)
+def test_a_vote_has_to_be_clear_and_for_unlearning_overwhelming(
+    shares: dict[int, float], strict: bool, accepted: bool
+) -> None:
+    rules = LabelRules(vote=OVERWHELMING if strict else MAJORITY)
+    if accepted:
+        found = resolve_label("x", None, None, predicted(shares), rules=rules)
+        assert found.index == 8
+        assert "3 for" in found.source
+    else:
+        with pytest.raises(ImageError, match="--label"):
+            resolve_label("x", None, None, predicted(shares), rules=rules)
+
+
+def test_a_vote_is_asked_about_where_the_name_or_the_fit_speaks_against_it() -> None:
+    strict, sure = LabelRules(vote=OVERWHELMING), predicted({8: 98, 3: 2})
+    with pytest.raises(ImageError, match=r"the name says 12.*--label 8, or --yes"):
+        resolve_label("class12", None, None, sure, rules=strict)
+    assert resolve_label("class12", None, None, sure).index == 8
+    for rules in (strict, LabelRules()):
+        with pytest.raises(ImageError, match=r"do not fit.*--size"):
+            resolve_label("x", None, None, sure, rules=rules, misfit="the images do not fit")
+
+
+def test_a_name_that_another_class_outnumbers_gives_a_warning() -> None:
+    split = predicted({3: 45, 8: 40, 2: 15})
+    assert "(most often 3: 45.0 %)" in str(resolve_label("8", None, 8, split).doubt)
