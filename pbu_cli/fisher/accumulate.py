@@ -22,7 +22,8 @@ from pbu_cli.fisher.gradient_hooks import (
     forward_with_hooks,
     raise_changed,
 )
-from pbu_cli.fisher.layer_table import Arguments
+from pbu_cli.fisher.layer_calls import LayerCalls, plain_call
+from pbu_cli.fisher.per_sample_gradients import Arguments
 from pbu_cli.runtime.batch_size_retry import BatchSizeRetry
 from pbu_cli.runtime.cuda_graph import CudaGraphRunner
 
@@ -197,7 +198,8 @@ def add_per_image(
     """Add the squares of `parameters` by plain autograd, one image and output vector at a time."""
     require_gradients(parameters, parameters)
     for n in range(len(x)):
-        logits = checked_logits(model(x[n : n + 1]), 1)
+        with LayerCalls(lambda number, *call: plain_call(*call)):
+            logits = checked_logits(model(x[n : n + 1]), 1)
         if not logits.requires_grad:
             continue
         for v, more in _with_more(output_vectors(logits.detach(), targets[n : n + 1])):

@@ -28,7 +28,7 @@ from pbu_cli.fisher.validated_plan import (
     whole_kernels,
     with_used_regions,
 )
-from pbu_cli.models.kernel_cropping import NO_CROPS, Crops, cropped, cropped_parameters
+from pbu_cli.models.kernels.kernel_cropping import NO_CROPS, Crops, cropped, cropped_parameters
 from pbu_cli.runtime.device import keep_freed_memory
 from pbu_cli.settings import Estimator
 

@@ -166,15 +166,19 @@ def _try(
 def _verify(call: HookedCall, number: int, both: _Trial, single: list[_Trial]) -> HookedCall | None:
     """The call with the order of the images in its output.
 
-    None if no order gives the outputs and gradients of the images alone.
+    None if no order gives the outputs and gradients of the images alone. Where the exact gradient
+    is zero, as for the queries of an attention with one key, rounding leaves noise, which differs.
+    Differences count as zero below the largest gradient of all calls times the precision.
     """
+    largest = max((float(g.norm()) for g in both.gradients.values()), default=0.0)
+    noise = 10 * torch.finfo(both.logits.dtype).eps * largest
 
     def error(ordered: HookedCall) -> float:
         output = ordered.images_first(both.outputs[number], 2)
         gradient = ordered.images_first(both.gradient(number), 2)
         return max(
             _distance(output, torch.stack([one.outputs[number] for one in single])),
-            _distance(gradient, torch.stack([one.gradient(number) for one in single])),
+            _distance(gradient, torch.stack([one.gradient(number) for one in single]), noise),
         )
 
     best = min((replace(call, inner=d) for d in _divisors(call.shape[call.dim])), key=error)
@@ -209,10 +213,19 @@ def _divisors(m: int) -> Iterator[int]:
     return (d for d in range(1, m + 1) if m % d == 0)
 
 
-def _distance(found: Tensor, expected: Tensor) -> float:
-    """|found - expected| / |expected|, or the numerator alone where |expected| is zero."""
+def _distance(found: Tensor, expected: Tensor, noise: float = 0.0) -> float:
+    """|found - expected| / |expected|, or the numerator alone where |expected| is zero.
+
+    noise: how much of the numerator counts as zero.
+
+    >>> _distance(torch.tensor([2.5]), torch.tensor([2.0]))
+    0.25
+    >>> _distance(torch.tensor([2.5]), torch.tensor([2.0]), noise=1.0)
+    0.0
+    """
     difference, size = (found - expected).detach().norm(), expected.detach().norm()
-    return float(difference / size) if size > 0 else float(difference)
+    beyond = (difference - noise).clamp(min=0)
+    return float(beyond / size) if size > 0 else float(beyond)
 
 
 def _close(found: Tensor, expected: Tensor) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import json
 import re
 from collections.abc import Mapping
@@ -20,6 +18,10 @@ from pbu_cli.io.safetensors_format import Tensors, write
 from pbu_cli.settings import SCHEMA, Estimator, Preprocessing
 
 KIND = "pbu-fisher-diagonal"
+# A sum of squared gradients outside of these bounds is no measurement, and its multiples overflow
+# or vanish in float32, so that the Fisher-weighted distance would be without effect.
+LARGEST, SMALLEST_MEAN = 1e30, 1e-30
+ONE_NUMBER = 0.99  # share of the sum; if one number holds more, the others weigh nothing
 
 
 @dataclass(frozen=True)
@@ -36,18 +38,6 @@ class FisherSource:
     pixels: Tensor
     labels: Tensor
 
-    def forget_digest(self) -> str:
-        """HMAC-sha256 of the forget set: shape, pixels and labels.
-
-        It covers the whole set at once, so that it says nothing about any single image. The key is
-        the checkpoint's digest, so that the same command writes the same file.
-        """
-        total = hmac.new(self.checkpoint.encode(), digestmod=hashlib.sha256)
-        total.update(repr(tuple(self.pixels.shape)).encode())
-        total.update(self.pixels.contiguous().numpy().data)
-        total.update(self.labels.numpy().tobytes())
-        return total.hexdigest()
-
 
 def write_fisher(
     path: Path,
@@ -61,7 +51,8 @@ def write_fisher(
     """Write a diagonal (sum over images, float32) under the parameters' own names.
 
     The keys of the metadata are part of the file format. `draws` and `seed` are written for the
-    estimator `mc` alone.
+    estimator `mc` alone. No digest of the forget images is written: whoever has the file could find
+    the images with it among candidates.
     """
     metadata = {
         "kind": KIND,
@@ -71,7 +62,6 @@ def write_fisher(
         "images": str(len(source.pixels)),
         "preprocessing": repr(source.preprocessing),
         "checkpoint": source.checkpoint,
-        "forget_set": source.forget_digest(),
     }
     if estimator == "mc":
         metadata |= {"draws": str(draws), "seed": str(seed)}
@@ -89,8 +79,8 @@ def read_fisher(
     shapes: the names and shapes of the parameters that train; the diagonal has their order.
 
     Raises CheckpointError if the file is not a Fisher file, if it belongs to another checkpoint,
-    forget set or preprocessing, if it lacks one of the parameters, or if a value is negative or not
-    finite.
+    forget set or preprocessing, if it lacks one of the parameters, or if a value is negative, not
+    finite or beyond what gradients give.
     """
     tensors, metadata = read_tensors(path)
     estimator, draws = _estimator(path, metadata)
@@ -109,8 +99,47 @@ def read_fisher(
                 f"{shown}: {printable(name)} is negative or not finite, so the file is damaged;"
                 " measure it again: pbu fisher"
             )
+        largest = float(value.max()) if value.numel() else 0.0
+        if largest > LARGEST:
+            raise CheckpointError(
+                f"{shown}: {printable(name)} holds {largest:.3g}, which no sum of squared gradients"
+                f" reaches (at most {LARGEST:g} expected), so the file is damaged; measure it"
+                " again: pbu fisher"
+            )
         diagonal[name] = value.to(device)
+    total, count = _sum(diagonal), sum(value.numel() for value in diagonal.values())
+    if 0 < total < count * SMALLEST_MEAN:
+        raise CheckpointError(
+            f"{shown}: its mean is {total / count:.3g}, too small to weigh with (at least"
+            f" {SMALLEST_MEAN:g} expected); measure it again: pbu fisher"
+        )
     return diagonal, estimator, draws
+
+
+def doubts_about(diagonal: Tensors) -> list[str]:
+    """A warning where the diagonal, divided by its mean, weighs nothing or one number alone.
+
+    >>> doubts_about({"w": torch.tensor([1.0, 2.0])}), len(doubts_about({"w": torch.zeros(2)}))
+    ([], 1)
+    """
+    total = _sum(diagonal)
+    if not total:
+        return ["the Fisher diagonal is zero everywhere, so that --beta is without effect"]
+    name, largest = max(
+        ((name, float(value.max())) for name, value in diagonal.items() if value.numel()),
+        key=lambda pair: pair[1],
+    )
+    count = sum(value.numel() for value in diagonal.values())
+    if count < 100 or largest < ONE_NUMBER * total:
+        return []
+    return [
+        f"one number of {printable(name)} holds {100 * largest / total:.1f} % of the Fisher"
+        " diagonal's sum, so that --beta is without effect on all others: measure it again"
+    ]
+
+
+def _sum(diagonal: Tensors) -> float:
+    return sum(value.cpu().double().sum().item() for value in diagonal.values())
 
 
 def _estimator(path: Path, metadata: Mapping[str, str]) -> tuple[Estimator, int]:
@@ -130,7 +159,8 @@ def _check_source(path: Path, source: FisherSource, metadata: Mapping[str, str])
     expected = {
         "checkpoint": (source.checkpoint, "another checkpoint"),
         "preprocessing": (repr(source.preprocessing), "another preprocessing"),
-        "forget_set": (source.forget_digest(), "another set of forget images or labels"),
+        "labels": (json.dumps(sorted(set(source.labels.tolist()))), "other labels"),
+        "images": (str(len(source.pixels)), "another number of images"),
     }
     for key, (value, problem) in expected.items():
         if metadata.get(key) != value:

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from pbu_cli.errors import PbuError
-from pbu_cli.fisher.layer_calls import HookedCall, LayerCalls
-from pbu_cli.fisher.layer_table import LAYERS, Arguments
+from pbu_cli.fisher.layer_calls import HookedCall, LayerCalls, plain_call
+from pbu_cli.fisher.layer_table import LAYERS
+from pbu_cli.fisher.per_sample_gradients import Arguments
 
 Operands = Mapping[str, Tensor]  # the trainable arguments of a call: argument name -> tensor
 OnGradient = Callable[[int, Arguments, Operands, Tensor | None, Tensor], None]
@@ -91,7 +92,7 @@ def forward_with_hooks(
     ) -> Any:
         hooked = hooked_calls.get(number)
         if hooked is None:
-            return func(*args, **kwargs)
+            return plain_call(func, args, kwargs)
         arguments, operands, run = _detached_call(hooked, func, args, kwargs)
         name = hooked.rule_input()
         others = {key: value for key, value in arguments.items() if key != name}

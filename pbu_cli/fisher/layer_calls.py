@@ -37,10 +37,26 @@ class LayerCalls(TorchFunctionMode):
             # A mode is off inside its own handler. Switch it on again for the calls inside.
             with self:
                 return _without_override_check(func)(*args, **kwargs)
+        if func is F.scaled_dot_product_attention:
+            with self:
+                args, kwargs = _with_expanded_bias(*args, **kwargs)
         if func not in LAYERS:
             return func(*args, **kwargs)
         self.count += 1
         return self.visit(self.count - 1, func, args, kwargs)
+
+
+def plain_call(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The call itself, with right gradients where torch's own are wrong.
+
+    For a single image torch 2.15 on a CPU takes a gradient of a batch norm's output that is laid
+    out as [1, h, w, c] for one that is laid out as [1, c, h, w]. This happens in CvT, which
+    flattens the output and moves its channels to the end.
+    """
+    z = func(*args, **kwargs)
+    if func is F.batch_norm and len(z) == 1 and z.requires_grad:
+        z.register_hook(Tensor.contiguous)
+    return z
 
 
 def _without_override_check(func: Callable[..., Any]) -> Callable[..., Any]:
@@ -48,6 +64,23 @@ def _without_override_check(func: Callable[..., Any]) -> Callable[..., Any]:
     assert isinstance(func, FunctionType)
     scope = {**func.__globals__, "has_torch_function": lambda tensors: False}
     return FunctionType(func.__code__, scope, func.__name__, func.__defaults__, func.__closure__)
+
+
+def _with_expanded_bias(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    *rest: Any,
+    **kwargs: Any,
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of an attention, with a bias that all images share expanded to all of them.
+
+    The bias may be made of parameters, and `Tensor.expand` is in the table. The attention is not.
+    """
+    if attn_mask is not None and attn_mask.is_floating_point():
+        attn_mask = attn_mask.expand(*query.shape[:-2], *attn_mask.shape[-2:])
+    return (query, key, value, attn_mask, *rest), kwargs
 
 
 @dataclass(frozen=True)

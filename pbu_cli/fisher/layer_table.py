@@ -21,16 +21,16 @@ from torch import Tensor
 from pbu_cli.fisher.conv_kernels import add_conv
 from pbu_cli.fisher.linear_kernels import add_linear, add_squares, chunks
 from pbu_cli.fisher.per_sample_gradients import (
-    ConvOptions,
+    Arguments,
     batch_norm,
     channel_sums,
     conv,
+    conv_options,
     linear,
     scale,
     shift,
 )
 
-Arguments = Mapping[str, Any]  # the arguments of one call of a layer, by name
 # (arguments, a, g, p.shape) -> [n, *p.shape]
 PerSample = Callable[[Arguments, Tensor, Tensor, Sequence[int]], Tensor]
 AddSquared = Callable[[Tensor, Arguments, Tensor, Tensor], None]  # (total, arguments, a, g)
@@ -105,13 +105,22 @@ def _add_linear(total: Tensor, arguments: Arguments, a: Tensor, g: Tensor) -> No
     add_linear(total, a.flatten(1, -2), g.flatten(1, -2))
 
 
+def _matmul(arguments: Arguments, a: Tensor, g: Tensor, shape: Sequence[int]) -> Tensor:
+    """`_linear` for a factor that is not transposed."""
+    return linear(g.flatten(1, -2), a.flatten(1, -2))
+
+
+def _add_matmul(total: Tensor, arguments: Arguments, a: Tensor, g: Tensor) -> None:
+    add_linear(total, g.flatten(1, -2), a.flatten(1, -2))
+
+
 def _conv(arguments: Arguments, a: Tensor, g: Tensor, shape: Sequence[int]) -> Tensor:
-    a, options = _conv_options(arguments, a, shape)
+    a, options = conv_options(arguments, a, shape)
     return conv(a, g, shape, options)
 
 
 def _add_conv(total: Tensor, arguments: Arguments, a: Tensor, g: Tensor) -> None:
-    a, options = _conv_options(arguments, a, total.shape)
+    a, options = conv_options(arguments, a, total.shape)
     channels_last = total.movedim(1, -1)
     if channels_last.is_contiguous():
         add_conv(channels_last, a, g, options)
@@ -119,31 +128,6 @@ def _add_conv(total: Tensor, arguments: Arguments, a: Tensor, g: Tensor) -> None
         sums = torch.zeros_like(channels_last).contiguous()
         add_conv(sums, a, g, options)
         channels_last += sums
-
-
-def _conv_options(
-    arguments: Arguments, a: Tensor, shape: Sequence[int]
-) -> tuple[Tensor, ConvOptions]:
-    """The options, and a, which is padded here where `ConvOptions` cannot express the padding."""
-    kernel, padding = shape[2:], arguments.get("padding", 0)
-    stride, dilation = (
-        _per_dimension(arguments.get(key, 1), len(kernel)) for key in ("stride", "dilation")
-    )
-    if padding == "same":  # an odd padding has one more at the end, which one number cannot express
-        spans = [gap * (size - 1) for gap, size in zip(dilation, kernel, strict=True)]
-        a = F.pad(a, [pad for span in reversed(spans) for pad in (span // 2, span - span // 2)])
-    padding = 0 if isinstance(padding, str) else padding
-    return a, ConvOptions(stride, _per_dimension(padding, len(kernel)), dilation)
-
-
-def _per_dimension(option: int | Sequence[int], dims: int) -> tuple[int, ...]:
-    """One number per dimension.
-
-    >>> _per_dimension(2, 3), _per_dimension((2,), 2), _per_dimension((1, 2), 2)
-    ((2, 2, 2), (2, 2), (1, 2))
-    """
-    values = (option,) if isinstance(option, int) else tuple(option)
-    return values * dims if len(values) == 1 else values
 
 
 def _channel_shift(arguments: Arguments, a: Tensor, g: Tensor, shape: Sequence[int]) -> Tensor:
@@ -185,6 +169,13 @@ _LINEAR = Layer(
     # gradient, and else computes t products: https://github.com/pytorch/pytorch/pull/166891
     contiguous="input",
 )
+_MATMUL = Layer(
+    "matmul",
+    ("input", "other"),
+    {"other": Rule("input", _matmul, _add_matmul)},
+    image_dims=lambda arguments, dims: dims - 1,
+    applies=lambda arguments: arguments["other"].ndim == 2 < arguments["input"].ndim,
+)
 _CONV = Layer(
     "conv",
     ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
@@ -223,6 +214,16 @@ _SHIFT = Layer(
     {"input": Rule(None, _shift), "other": Rule(None, _shift)},
     image_dims=lambda arguments, dims: dims,
 )
+_SCALE_AND_SHIFT = Layer(
+    "scale and shift",
+    ("input", "tensor1", "tensor2"),
+    {
+        "input": Rule(None, _shift),
+        "tensor1": Rule("tensor2", _scale),
+        "tensor2": Rule("tensor1", _scale),
+    },
+    image_dims=lambda arguments, dims: dims,
+)
 _EXPAND = Layer(
     "expand",
     ("input", *"01234567"),  # sizes, one by one or in a tuple
@@ -232,6 +233,8 @@ _EXPAND = Layer(
 
 LAYERS: Mapping[Callable[..., Any], Layer] = {
     F.linear: _LINEAR,
+    torch.matmul: _MATMUL,
+    Tensor.matmul: _MATMUL,
     F.conv1d: _CONV,
     F.conv2d: _CONV,
     F.conv3d: _CONV,
@@ -242,5 +245,6 @@ LAYERS: Mapping[Callable[..., Any], Layer] = {
     Tensor.mul: _SCALE,
     torch.add: _SHIFT,
     Tensor.add: _SHIFT,
+    torch.addcmul: _SCALE_AND_SHIFT,
     Tensor.expand: _EXPAND,
 }

@@ -16,11 +16,14 @@ neural networks", arXiv 1912.06015 (batch folded into groups).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+Arguments = Mapping[str, Any]  # the arguments of one call of a layer, by name
 
 
 class ConvOptions(NamedTuple):
@@ -100,6 +103,31 @@ def conv(
     )[1]
     assert isinstance(blocks, Tensor)
     return blocks.view(n, k, *size).sum(1)
+
+
+def conv_options(
+    arguments: Arguments, a: Tensor, shape: Sequence[int]
+) -> tuple[Tensor, ConvOptions]:
+    """The options, and a, which is padded here where `ConvOptions` cannot express the padding."""
+    kernel, padding = shape[2:], arguments.get("padding", 0)
+    stride, dilation = (
+        _per_dimension(arguments.get(key, 1), len(kernel)) for key in ("stride", "dilation")
+    )
+    if padding == "same":  # an odd padding has one more at the end, which one number cannot express
+        spans = [gap * (size - 1) for gap, size in zip(dilation, kernel, strict=True)]
+        a = F.pad(a, [pad for span in reversed(spans) for pad in (span // 2, span - span // 2)])
+    padding = 0 if isinstance(padding, str) else padding
+    return a, ConvOptions(stride, _per_dimension(padding, len(kernel)), dilation)
+
+
+def _per_dimension(option: int | Sequence[int], dims: int) -> tuple[int, ...]:
+    """One number per dimension.
+
+    >>> _per_dimension(2, 3), _per_dimension((2,), 2), _per_dimension((1, 2), 2)
+    ((2, 2, 2), (2, 2), (1, 2))
+    """
+    values = (option,) if isinstance(option, int) else tuple(option)
+    return values * dims if len(values) == 1 else values
 
 
 def channel_sums(t: Tensor) -> Tensor:

@@ -24,7 +24,13 @@ from pbu_cli.fisher.accumulate import (
 )
 from pbu_cli.fisher.dispatch import PER_IMAGE, FisherPlan, propose, tolerance
 from pbu_cli.fisher.gradient_hooks import checked_logits
-from pbu_cli.models.kernel_cropping import NO_CROPS, Crops, cropped, cropped_parameters, find_crops
+from pbu_cli.models.kernels.kernel_cropping import (
+    NO_CROPS,
+    Crops,
+    cropped,
+    cropped_parameters,
+    find_crops,
+)
 from pbu_cli.runtime.device import compute_in_float32
 
 logger = logging.getLogger(__name__)

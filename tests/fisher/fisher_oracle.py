@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -12,15 +12,29 @@ from pbu_cli.fisher.diagonal import fisher_diagonal
 from pbu_cli.fisher.validated_plan import crops_and_plan, in_eval_mode, named_parameters
 
 LABELS = torch.tensor([0, 3, 1])
+NEGLIGIBLE = 1e-10  # of the mean of all tensors: what rounding leaves of a gradient of zero
 
 
-def fisher_loop(model: nn.Module, x: Tensor, labels: Tensor, estimator: str) -> dict[str, Tensor]:
-    """empirical: sum_n g(s_n)^2; exact: sum_n sum_y p(y|x_n) g(y)^2, g(y) = d log p(y|x_n)."""
+def fisher_loop(
+    model: nn.Module,
+    x: Tensor,
+    labels: Tensor,
+    estimator: str,
+    only: Collection[str] | None = None,
+) -> dict[str, Tensor]:
+    """empirical: sum_n g(s_n)^2; exact: sum_n sum_y p(y|x_n) g(y)^2, g(y) = d log p(y|x_n).
+
+    only: the names of the parameters to compute it for (None: all). Each image is in a batch with a
+    copy of itself, because torch's batch norm has wrong gradients for some batches of one
+    (`layer_calls.plain_call`).
+    """
     model.eval().requires_grad_(True)
-    names, parameters = zip(*model.named_parameters(), strict=True)
-    total = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    known = dict(model.named_parameters())
+    names = [name for name in known if only is None or name in only]
+    parameters = [known[name] for name in names]
+    total = {name: torch.zeros_like(known[name]) for name in names}
     for image, label in zip(x, labels, strict=True):
-        log_p = model(image[None]).log_softmax(1)[0]
+        log_p = model(torch.stack([image, image])).log_softmax(1)[0]
         every = [(int(label), 1.0)] if estimator == "empirical" else enumerate(log_p.exp().tolist())
         for y, weight in every:
             gradients = torch.autograd.grad(
@@ -109,6 +123,18 @@ def empirical(model: nn.Module, x: Tensor, **options: Any) -> dict[str, Tensor]:
 def close(found: dict[str, Tensor], expected: dict[str, Tensor], bound: float = 1e-10) -> bool:
     """Whether no tensor has a relative error above `bound`."""
     return errors(found, expected)[1] < bound
+
+
+def largest_error(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """The largest relative error of a tensor; a tensor of rounding errors counts as zero."""
+    mean = sum(float(t.sum()) for t in expected.values()) / sum(t.numel() for t in found.values())
+
+    def error(name: str) -> float:
+        target = expected[name]
+        floor = NEGLIGIBLE * mean * target.numel() ** 0.5
+        return float((found[name].double() - target).norm()) / (float(target.norm()) + floor)
+
+    return max(map(error, expected))
 
 
 def strategies_of(model: nn.Module, x: Tensor) -> dict[str, str]:

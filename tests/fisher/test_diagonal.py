@@ -150,7 +150,8 @@ def test_single_precision_is_no_worse_than_the_loop(name: str) -> None:
         errors({key: value.double() for key, value in each.items()}, expected)[0]
         for each in (found, looped)
     )
-    assert error < 2 * error_of_loop
+    rounding = torch.finfo(torch.float32).eps
+    assert error < 2 * max(error_of_loop, rounding)  # the loop's error may be below one rounding
 
 
 def test_half_precision_sums_in_single() -> None:

@@ -28,7 +28,12 @@ STRATEGIES = {
     "outer and inner": {"body.lin.weight": "linear"},
     "image by image": {"body.conv.weight": PER_IMAGE},
     "transposed": {"body.weight": PER_IMAGE, "body.bias": PER_IMAGE},
-    "matmul": {"body.p": PER_IMAGE, "stem.weight": "conv"},
+    "matmul": {"body.p": "matmul", "stem.weight": "conv"},
+    "addcmul": {"body.p": "scale and shift", "body.q": "scale and shift"},
+    "attention with a bias": {"body.bias": "expand"},
+    "attention with a bias for its windows": {"body.bias": "expand"},
+    "attention to one key": {"body.q.weight": "linear", "body.q.bias": "linear"},
+    "batch norm before tokens": {"body.bn.weight": "batch norm", "body.conv.weight": "conv"},
     "weight norm": {"body.parametrizations.weight.original0": VIA_AUTOGRAD},
     "gate": {"body.a.weight": "conv", "body.b": "scale"},
 }

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from pbu_cli.benchmark.demo_digits import DemoFiles
 from pbu_cli.errors import CheckpointError
-from pbu_cli.fisher.fisher_file import FisherSource, read_fisher, write_fisher
+from pbu_cli.fisher.fisher_file import FisherSource, doubts_about, read_fisher, write_fisher
+from pbu_cli.io.checkpoint import read_tensors
 from pbu_cli.settings import Preprocessing
 
 SOURCE = FisherSource(
@@ -58,8 +59,8 @@ def test_only_the_parameters_that_train_are_read(file: Path) -> None:
     [
         ("another checkpoint", replace(SOURCE, checkpoint="1" * 64)),
         ("another preprocessing", replace(SOURCE, preprocessing=Preprocessing((2, 3), (0,), (1,)))),
-        ("another set of forget images", replace(SOURCE, pixels=SOURCE.pixels.flip(0))),
-        ("another set of forget images", replace(SOURCE, labels=torch.tensor([8, 3]))),
+        ("another number of images", replace(SOURCE, pixels=SOURCE.pixels[:1])),
+        ("other labels", replace(SOURCE, labels=torch.tensor([8, 3]))),
     ],
 )
 def test_another_source_is_refused(file: Path, problem: str, source: FisherSource) -> None:
@@ -111,3 +112,30 @@ def test_a_fisher_file_and_a_record_name_a_prefixed_checkpoint_by_the_same_diges
     files = json.loads(record.read_text())["predicate"]["files"]
     (recorded,) = (entry["tensors"] for entry in files if entry["role"] == "input")
     assert metadata_of(fisher)["checkpoint"] == recorded
+
+
+@pytest.mark.parametrize("value", [3e38, 1e31, 1e-38])
+def test_values_that_no_gradients_give_are_refused(tmp_path: Path, value: float) -> None:
+    """3e38 divided by the mean would leave nothing of all other numbers, 1e-38 would overflow."""
+    path = tmp_path / "f.safetensors"
+    diagonal = {"fc.weight": torch.full((4, 3), value), "fc.bias": torch.full((4,), value)}
+    write_fisher(path, diagonal, SOURCE, estimator="empirical", draws=1, seed=0)
+    with pytest.raises(CheckpointError, match="measure it again"):
+        read_fisher(path, SOURCE, SHAPES, torch.device("cpu"))
+
+
+def test_a_diagonal_that_weighs_nothing_or_one_number_alone_gives_a_warning() -> None:
+    usual = {"w": torch.rand(1000), "v": torch.rand(10)}
+    assert doubts_about(usual) == []
+    (warning,) = doubts_about({**usual, "v": torch.tensor([1e12, 0, 0])})
+    assert warning.startswith("one number of v holds 100.0 %")
+    (warning,) = doubts_about({name: value * 0 for name, value in usual.items()})
+    assert "zero everywhere" in warning
+
+
+def test_no_digest_of_the_images_is_in_the_file(file: Path) -> None:
+    """Whoever has the file could find an image with it among candidates."""
+    _, metadata = read_tensors(file)
+    assert "forget_set" not in metadata
+    other = replace(SOURCE, pixels=SOURCE.pixels.flip(0))
+    assert read_fisher(file, other, SHAPES, torch.device("cpu"))[1] == "mc"

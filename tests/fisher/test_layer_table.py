@@ -43,6 +43,13 @@ def test_linear(name: str, images: int, i: int, o: int, positions: tuple[int, ..
     check(F.linear, arguments, name, a, arguments[name])
 
 
+@given(*[st.integers(1, 4)] * 3, shapes(3))
+@random_shapes
+def test_matmul(images: int, i: int, o: int, positions: tuple[int, ...]) -> None:
+    a, factor = random_tensor(images, 1, *positions, i), random_tensor(i, o)
+    check(torch.matmul, {}, "other", a, factor)
+
+
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
 @pytest.mark.parametrize("name", ["weight", "bias"])
 @given(st.integers(1, 3), st.integers(1, 2), st.data())

@@ -56,6 +56,18 @@ def attend(
     return forward
 
 
+def attention_with_a_bias(self: Any, x: Tensor) -> Any:
+    q, k, v = self.qkv(tokens(x)).unflatten(2, (3, 2, 2)).permute(2, 0, 3, 1, 4)
+    return untokens(F.scaled_dot_product_attention(q, k, v, self.bias).transpose(1, 2).flatten(2))
+
+
+def attention_to_one_key(self: Any, x: Tensor) -> Any:
+    """The gradient of the queries is zero, and rounding leaves something of it."""
+    t = tokens(x)
+    key = self.kv(t.mean(1, keepdim=True))
+    return untokens(F.softmax(self.q(t) @ key.transpose(1, 2), -1) @ key)
+
+
 def twice(self: Any, x: Tensor) -> Any:
     return self.conv(self.conv(x).relu_())
 
@@ -204,6 +216,24 @@ UNUSUAL_USES: dict[str, Callable[[], nn.Module]] = {
         lambda self, x: torch.cat([x, self.p.repeat(len(x), 1, 2, 1)], 2), p=torch.randn(1, 4, 2, 6)
     ),
     "matmul": lambda: Do(lambda self, x: x @ self.p, p=torch.randn(6, 5)),
+    "addcmul": lambda: Do(
+        lambda self, x: torch.addcmul(self.p, self.q, x.sin()),
+        p=torch.randn(4, 1, 1),
+        q=torch.randn(1, 4, 1, 1),
+    ),
+    "attention with a bias": lambda: Do(
+        attention_with_a_bias, qkv=nn.Linear(4, 12), bias=torch.randn(2, 36, 36)
+    ),
+    "attention with a bias for its windows": lambda: Do(
+        attention_with_a_bias, qkv=nn.Linear(4, 12), bias=torch.randn(1, 2, 1, 36)
+    ),
+    "attention to one key": lambda: Do(attention_to_one_key, q=nn.Linear(4, 4), kv=nn.Linear(4, 4)),
+    "batch norm before tokens": lambda: Do(
+        lambda self, x: untokens(self.lin(tokens(self.bn(self.conv(x))))),
+        conv=nn.Conv2d(4, 4, 3, groups=4),
+        bn=nn.BatchNorm2d(4),
+        lin=nn.Linear(4, 4),
+    ),
     "weight norm": lambda: weight_norm(nn.Conv2d(4, 4, 3)),
     "spectral norm": lambda: spectral_norm(nn.Conv2d(4, 4, 3)),
     "gate": lambda: Do(
