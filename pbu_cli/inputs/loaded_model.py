@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from pbu_cli.errors import CheckpointError, printable
+from pbu_cli.errors import CheckpointError, PbuError, printable
 from pbu_cli.inputs.inferred import InferenceLog, Inferred
-from pbu_cli.io.checkpoint import Checkpoint, read
-from pbu_cli.models.channels_last import put_channels_last
-from pbu_cli.models.load import Network, load_network, try_out
+from pbu_cli.inputs.resizing import with_preset, with_processor
+from pbu_cli.io.checkpoint import Checkpoint
+from pbu_cli.io.model_folder import read
+from pbu_cli.models.inference import largest_layer
+from pbu_cli.models.kernels.channels_last import put_channels_last
+from pbu_cli.models.load import load_network
 from pbu_cli.models.model_config import Description, describe
-from pbu_cli.runtime.device import choose_device, compute_deterministically, compute_in_float32
+from pbu_cli.models.network import TRIAL, Network, try_out
+from pbu_cli.runtime.device import (
+    choose_device,
+    compute_deterministically,
+    compute_in_float32,
+    memory,
+)
 from pbu_cli.settings import InputOptions
+
+# No layer of a usual network is this many times as large as its image. Where even so much memory
+# is there, nothing has to be estimated.
+LAYER_OVER_INPUT = 256
+NAMES_SHOWN = 8  # of tensors or state dicts in a line
 
 
 @dataclass(frozen=True)
@@ -34,16 +49,41 @@ class LoadedModel:
 
 def load_model(path: Path, options: InputOptions, log: InferenceLog) -> LoadedModel:
     """Read a checkpoint and build its network; see `load_network` for the errors."""
-    checkpoint = read(path)
+    checkpoint = read(path, options.state_dict)
     description = describe(path, checkpoint.metadata)
-    network = load_network(checkpoint, options.arch, description)
+    network = load_network(checkpoint, options.arch, description, options.size)
+    checkpoint = checkpoint.under(network.prefix, network.renamed, network.unused)
+    _log_what_is_beside(checkpoint, options, log)
     log.add(Inferred("architecture", network.name, network.source))
     device = choose_device(options.device)
     compute_in_float32()
     if options.deterministic:
         compute_deterministically(device)
     network.module.to(device)
-    return LoadedModel(checkpoint.under(network.prefix), description, network, device)
+    description = with_preset(description, network, options)
+    description = with_processor(description, network, options)
+    return LoadedModel(checkpoint, description, network, device)
+
+
+def _log_what_is_beside(checkpoint: Checkpoint, options: InputOptions, log: InferenceLog) -> None:
+    """Say which state dicts of the file are not read, and which tensors the network does not
+    use."""
+    if others := checkpoint.other_state_dicts:
+        source = "the key of a network" if options.state_dict is None else "--state-dict"
+        source += f"; not in the output: {_some(others)}"
+        log.add(Inferred("state dict", printable(checkpoint.state_dict, 80), source))
+    if rest := checkpoint.left_over:
+        log.warn(
+            [
+                f"{len(rest)} of {len(checkpoint.stored)} tensors are no part of the network; an"
+                f" output keeps them as they are: {_some(rest)}"
+            ]
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(printable(name, 80) for name in names[:NAMES_SHOWN])
+    return shown + (", ..." if len(names) > NAMES_SHOWN else "")
 
 
 def validated(
@@ -76,6 +116,31 @@ def validated(
             " file, or save it without them"
         )
     return replace(loaded, network=network)
+
+
+def check_memory(
+    loaded: LoadedModel, images: int, channels: int, size: tuple[int, int], options: InputOptions
+) -> None:
+    """Raise PbuError where one layer needs more for a batch than the machine's memory holds.
+
+    A GPU is left to find out for itself: it does a batch that it cannot hold again in halves.
+    """
+    batch, most = max(TRIAL, min(options.batch_size, images)), memory()
+    inputs = 4 * batch * channels * size[0] * size[1]
+    if loaded.device.type != "cpu" or LAYER_OVER_INPUT * inputs < most:
+        return
+    each = largest_layer(loaded.network.module, (channels, *size))
+    if batch * each > most:
+        fitting = int(most / 4 / each)
+        advice = (
+            f"--batch-size {fitting} or a smaller --size"
+            if fitting >= TRIAL
+            else "a smaller --size"
+        )
+        raise PbuError(
+            f"out of memory: one layer needs {batch * each / 1e9:.0f} GB for {batch} images of"
+            f" {channels}x{size[0]}x{size[1]}; expected at most {most / 1e9:.0f} GB: pass {advice}"
+        )
 
 
 def not_finite(loaded: LoadedModel) -> CheckpointError:

@@ -6,96 +6,72 @@ Each function takes what is known so far and returns the value together with its
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from torch import Tensor
-
-from pbu_cli.data.decoding import DecodedImages, common_size
-from pbu_cli.data.image_folders import Group, split_by_subfolder
-from pbu_cli.data.label_inference import Label, label_from_name, parse_label, resolve_label
-from pbu_cli.data.normalization_inference import rank_normalisations
-from pbu_cli.errors import CheckpointError, InvalidUsage
+from pbu_cli.data.normalization_inference import better_without_labels, rank_normalisations
+from pbu_cli.errors import CheckpointError, ImageError, InvalidUsage, printable
+from pbu_cli.images.decoding import DecodedImages
+from pbu_cli.images.image_faults import counted
+from pbu_cli.images.image_folders import Group
+from pbu_cli.images.image_sizes import usual_size
+from pbu_cli.images.resizing import Resizing
 from pbu_cli.inputs.inferred import Inferred
 from pbu_cli.inputs.loaded_model import LoadedModel
-from pbu_cli.settings import SMALL_IMAGE, InputOptions, Preprocessing
+from pbu_cli.models.network import Network
+from pbu_cli.settings import MAX_STATED_SIZE, SMALL_IMAGE, InputOptions, Preprocessing
 
 USUAL_SIZE = 224
 USUAL_SIZES = {"inception_v3": 299}
 
 
-@dataclass(frozen=True)
-class ClassFolder:
-    """Images that share one label, and the label that the folder's name gives, if it gives one."""
-
-    group: Group
-    named: int | None
-
-
 def resolve_size(
-    groups: Sequence[Group], options: InputOptions, loaded: LoadedModel
-) -> Inferred[tuple[int, int]]:
-    """(height, width) from --size, the network's one size, config or metadata, or the images."""
+    groups: Sequence[Group],
+    options: InputOptions,
+    loaded: LoadedModel,
+    resizing: Inferred[Resizing] | None = None,
+) -> tuple[Inferred[tuple[int, int]], list[str]]:
+    """(height, width), and a warning of images that have another size than nearly all.
+
+    The size is from --size, the way of resizing that is stated, the network's one size, config or
+    metadata, or the images, in this order.
+    """
     network, description = loaded.network, loaded.description
+    odd: list[str] = []
     fixed = None if network.image_size is None else (network.image_size, network.image_size)
     if options.size is not None:
         size, source = options.size, "--size"
+    elif resizing is not None:
+        size, source = resizing.value.size, resizing.source
     elif fixed is not None:
-        size, source = fixed, f"the one size {network.builder} takes"
+        size, source = fixed, f"the one size {_short_name(network)} takes"
     elif description.size is not None:
         size, source = description.size, description.sources["size"]
     else:
-        own = common_size(groups)
-        if own is not None and max(own) <= SMALL_IMAGE:
-            size, source = own, "the images' own size, the same for all"
+        own = usual_size(groups, exif_rotation=options.exif_rotation)
+        if own is not None and max(own.size) <= SMALL_IMAGE:
+            size, source = own.size, f"the images' own size, the same for {own.shared_by}"
+            if own.odd:
+                odd.append(
+                    f"{len(own.odd)} of {own.count} images have another size than"
+                    f" {size[0]}x{size[1]} and are resized, first {printable(own.odd[0], 200)}"
+                )
         else:
             usual = USUAL_SIZES.get(network.builder or "", USUAL_SIZE)
             size, source = (usual, usual), "the usual size; images are resized and cropped to it"
+    if options.size is None and max(size) > MAX_STATED_SIZE:
+        raise CheckpointError(
+            f"{source}: input size {size[0]}x{size[1]}; expected at most {MAX_STATED_SIZE} pixels a"
+            f" side where nobody asks for more: pass --size {size[0]}x{size[1]} if it is meant"
+        )
     if fixed is not None and size != fixed:
         raise InvalidUsage(
-            f"{source}: {size[0]}x{size[1]}; {network.builder} of this checkpoint takes only"
+            f"{source}: {size[0]}x{size[1]}; {_short_name(network)} of this checkpoint takes only"
             f" {fixed[0]}x{fixed[1]}"
         )
-    return Inferred("input size", size, source, f"{size[0]}x{size[1]}")
+    return Inferred("input size", size, source, f"{size[0]}x{size[1]}"), odd
 
 
-def resolve_class_folders(
-    groups: Sequence[Group], options: InputOptions, loaded: LoadedModel
-) -> list[ClassFolder]:
-    """The folders whose images share a label, one for each class folder.
-
-    A folder whose own name says no class may be a folder of class folders. The names of its
-    subfolders are read strictly, since `part1` and `batch2` are common names and no classes.
-    """
-    names, classes = loaded.description.label_names, loaded.network.num_classes
-    found: list[ClassFolder] = []
-    for group in groups:
-        label = label_from_name(group.name, names, classes)
-        if options.labels or label is not None:
-            found.append(ClassFolder(group, label))
-            continue
-        found += [
-            ClassFolder(inner, label_from_name(inner.name, names, classes, strict=True))
-            for inner in split_by_subfolder(group)
-        ]
-    return found
-
-
-def labels_from_flags(
-    options: InputOptions, folders: Sequence[ClassFolder], loaded: LoadedModel
-) -> list[int | None]:
-    """One label a folder from --label, given once for all or once for each; None without it."""
-    if not options.labels:
-        return [None] * len(folders)
-    if len(options.labels) not in (1, len(folders)):
-        raise InvalidUsage(
-            f"--label given {len(options.labels)} times for {len(folders)} --forget; expected once,"
-            " or once for each"
-        )
-    names, classes = loaded.description.label_names, loaded.network.num_classes
-    labels: list[int | None] = [
-        parse_label(text, "--label", names, classes) for text in options.labels
-    ]
-    return labels * (len(folders) // len(labels))
+def _short_name(network: Network) -> str:
+    return network.name.partition(" (")[0]
 
 
 def resolve_normalisation(
@@ -115,6 +91,15 @@ def resolve_normalisation(
         loaded.network.module, images.pixels, images.group, labels, options.batch_size
     )
     best, second = ranking[0], ranking[1]
+    better = None if options.labels else better_without_labels(ranking)
+    if better is not None:
+        raise ImageError(
+            "the folders' names do not fit the images: the network recognises"
+            f" {better.agreeing:.1f} % of them as other classes with the normalisation"
+            f" {better.name}, and at most {best.recognised:.1f} % as the classes named, with"
+            f" {best.name}: look at the images and pass --label with the class that they show, or"
+            " --mean and --std"
+        )
     return Inferred(
         "normalisation",
         best.preprocessing,
@@ -150,39 +135,24 @@ def _stated_normalisation(
     return None
 
 
-def resolve_labels(
-    loaded: LoadedModel,
-    folders: Sequence[ClassFolder],
-    given: Sequence[int | None],
-    predictions: Tensor,
-    group: Tensor,
-    *,
-    binding: bool,
-) -> list[Label]:
-    """The label of every folder, from --label, its name, or what the network predicts for it.
-
-    predictions, group: int64 [n], the predicted class of each image and the index of its folder.
-    binding: whether predictions that contradict a folder's name are an error. Without it the
-    classes that the metadata call forgotten count instead.
-    """
-    return [
-        resolve_label(
-            folder.group.name,
-            given[k],
-            folder.named,
-            predictions[group == k],
-            binding=binding,
-            forgotten=() if binding else loaded.description.forgotten,
-        )
-        for k, folder in enumerate(folders)
-    ]
-
-
 def unreadable_images(which: str, images: DecodedImages) -> list[str]:
-    """A warning of the images that `--skip-bad` has left out, if there are any."""
-    if not images.bad:
-        return []
-    return [f"{len(images.bad)} unreadable {which} images were left out, first {images.bad[0]}"]
+    """Warnings of images that `--skip-bad` left out, were read only in part, or are misnamed."""
+    bad, animated, misnamed = images.bad, images.animated, images.misnamed
+    found = []
+    if bad:
+        kinds = counted(fault.path for fault in bad)
+        found.append(f"{len(bad)} unreadable {which} images{kinds} were left out, first {bad[0]}")
+    if animated:
+        found.append(
+            f"{len(animated)} {which} images have several frames, of which the first alone is read,"
+            f" first {printable(animated[0], 200)}"
+        )
+    if misnamed:
+        found.append(
+            f"{len(misnamed)} {which} images{counted(misnamed)} hold another format than their"
+            f" names say; they were read, first {printable(misnamed[0], 200)}"
+        )
+    return found
 
 
 def _mean_and_std(preprocessing: Preprocessing) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pbu_cli.errors import PbuError, printable
 from pbu_cli.models.hooks import gradients_for
-from pbu_cli.models.kernel_cropping import NO_CROPS, Crops
+from pbu_cli.models.kernels.kernel_cropping import NO_CROPS, Crops
 from pbu_cli.runtime.cuda_graph import CudaGraphRunner
 from pbu_cli.runtime.device import keep_freed_memory
 from pbu_cli.settings import Schedule, Weights

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pbu_cli.models.kernel_cropping import NO_CROPS, Crops
+from pbu_cli.models.kernels.kernel_cropping import NO_CROPS, Crops
 from pbu_cli.settings import Weights
 
 SHRINKAGE = 0.05

@@ -8,17 +8,13 @@ import pytest
 import torch
 
 from pbu_cli.benchmark.demo_digits import DemoFiles
-from pbu_cli.data.decoding import DecodedImages
-from pbu_cli.data.image_folders import list_groups
 from pbu_cli.errors import CheckpointError, InvalidUsage
+from pbu_cli.images.decoding import DecodedImages
+from pbu_cli.images.image_folders import list_groups
 from pbu_cli.inputs.inferred import InferenceLog
+from pbu_cli.inputs.labels import labels_from_flags, resolve_class_folders
 from pbu_cli.inputs.loaded_model import LoadedModel, load_model
-from pbu_cli.inputs.resolve import (
-    labels_from_flags,
-    resolve_class_folders,
-    resolve_normalisation,
-    resolve_size,
-)
+from pbu_cli.inputs.resolve import resolve_normalisation, resolve_size
 from pbu_cli.settings import InputOptions
 
 
@@ -37,19 +33,20 @@ def test_the_size_comes_from_the_flag_then_the_config_then_the_images(
     digits: DemoFiles, loaded: LoadedModel
 ) -> None:
     groups = list_groups([str(digits.train / "8")])
-    own = resolve_size(groups, InputOptions(), loaded)
+    own, odd = resolve_size(groups, InputOptions(), loaded)
+    assert not odd
     assert (own.value, own.text) == ((8, 8), "8x8")
     stated = described(loaded, size=(12, 16))
-    assert resolve_size(groups, InputOptions(), stated).value == (12, 16)
-    assert resolve_size(groups, InputOptions(), stated).source == "config.json"
-    flagged = resolve_size(groups, InputOptions(size=(24, 24)), stated)
+    assert resolve_size(groups, InputOptions(), stated)[0].value == (12, 16)
+    assert resolve_size(groups, InputOptions(), stated)[0].source == "config.json"
+    flagged, _ = resolve_size(groups, InputOptions(size=(24, 24)), stated)
     assert (flagged.value, flagged.source) == ((24, 24), "--size")
 
 
 def test_a_network_of_one_size_refuses_another(digits: DemoFiles, loaded: LoadedModel) -> None:
     fixed = replace(loaded, network=replace(loaded.network, image_size=32))
     groups = list_groups([str(digits.train / "8")])
-    assert resolve_size(groups, InputOptions(), fixed).value == (32, 32)
+    assert resolve_size(groups, InputOptions(), fixed)[0].value == (32, 32)
     with pytest.raises(InvalidUsage, match="takes only 32x32"):
         resolve_size(groups, InputOptions(size=(8, 8)), fixed)
 

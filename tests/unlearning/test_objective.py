@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from pbu_cli.errors import InvalidUsage
-from pbu_cli.models.kernel_cropping import KernelCrop
+from pbu_cli.models.kernels.kernel_cropping import KernelCrop
 from pbu_cli.settings import Weights
 from pbu_cli.unlearning import objective
 
