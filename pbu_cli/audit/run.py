@@ -18,16 +18,16 @@ from pbu_cli.audit.linear_probe import probe
 from pbu_cli.audit.membership_inference import COMBINED, Advantage, membership_advantages
 from pbu_cli.audit.relearning_attack import Relearning, RelearningSettings, relearn
 from pbu_cli.data.preprocessing import model_inputs
-from pbu_cli.evaluation.compare import HEAD_MASK, ROW_SHIFT, Comparison, audit_batches
+from pbu_cli.evaluation.compare import HEAD_MASK, ROW_SHIFT, Comparison
 from pbu_cli.evaluation.members import Members
 from pbu_cli.evaluation.metrics import head_mask
-from pbu_cli.evaluation.outputs import NetworkOutputs
+from pbu_cli.evaluation.outputs import NetworkOutputs, audit_batches
 from pbu_cli.evaluation.statistics import auc, bootstrap, mean_interval
 from pbu_cli.inputs.loaded_model import LoadedModel
 from pbu_cli.inputs.prepare import UnlearningInputs
 from pbu_cli.models.features import read_stages
 from pbu_cli.models.inference import predict
-from pbu_cli.models.parameter_groups import blocks, head_module
+from pbu_cli.models.parameter_groups import blocks
 from pbu_cli.unlearning.objective import log_odds
 
 MAX_CKA_IMAGES = 500  # forget images, and retained images, that CKA compares
@@ -192,7 +192,7 @@ def _attacked_model(comparison: Comparison, name: str) -> nn.Module:
     network = comparison.loaded_models[_network_behind(name)].network
     if name != ROW_SHIFT or comparison.shift is None:
         return network.module
-    head = head_module(network.module, network.builder)
+    head = network.layout.head_layer
     assert head is not None
     model = copy.deepcopy(network.module)
     weight = model.get_submodule(head).weight
@@ -205,7 +205,7 @@ def _attacked_model(comparison: Comparison, name: str) -> nn.Module:
 def _stage_grams(loaded: LoadedModel, comparison: Comparison, seed: int) -> StageGrams:
     """The Gram matrices of a network's stages, on the same images for every network."""
     network, retained = loaded.network, comparison.retained
-    head = head_module(network.module, network.builder) or ""
+    head = network.layout.head_layer or ""
     paths = [p for p in blocks(network.module) if p != head and not head.startswith(f"{p}.")]
     sides = {"forget": comparison.prepared.images}
     if retained is not None:

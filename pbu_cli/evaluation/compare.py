@@ -2,28 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
 from torch import Tensor, nn
 
-from pbu_cli.data.decoding import DecodedImages
-from pbu_cli.data.preprocessing import image_logits, model_inputs
-from pbu_cli.errors import CheckpointError, printable
+from pbu_cli.data.label_inference import LabelRules
+from pbu_cli.errors import InvalidUsage, printable
 from pbu_cli.evaluation import metrics
-from pbu_cli.evaluation.outputs import NetworkOutputs, head_masked, row_shifted
-from pbu_cli.evaluation.retained_images import RetainedImages, read_retained_images
+from pbu_cli.evaluation.outputs import (
+    AUDIT_BATCH,
+    NetworkOutputs,
+    audit_batches,
+    head_masked,
+    network_outputs,
+    outputs_with_features,
+    row_shifted,
+)
+from pbu_cli.evaluation.reference_networks import (
+    doubts_about_normalisation,
+    known_to_original,
+    pairs_of_same_weights,
+    require_comparable,
+    require_equal,
+)
+from pbu_cli.evaluation.retained_images import RetainedImages, check_order, read_retained_images
+from pbu_cli.inputs.fit import fit_stem
 from pbu_cli.inputs.inferred import InferenceLog
-from pbu_cli.inputs.loaded_model import LoadedModel, load_model, not_finite, validated
+from pbu_cli.inputs.labels import in_fixed_order
+from pbu_cli.inputs.loaded_model import (
+    LoadedModel,
+    check_memory,
+    load_model,
+    validated,
+)
 from pbu_cli.inputs.prepare import UnlearningInputs, prepare_inputs
-from pbu_cli.models.features import read_head
-from pbu_cli.models.parameter_groups import head_module
+from pbu_cli.models.features import layers_of_logits
 from pbu_cli.settings import InputOptions
 
 HEAD_MASK, ROW_SHIFT = "original, head mask", "original, row shift"  # the controls
-AUDIT_BATCH = 64  # images per forward pass of an audit: so few stay in the cache of a core
 
 
 @dataclass(frozen=True)
@@ -32,7 +51,9 @@ class ComparisonRequest:
 
     forget: folders of forget images, as for `pbu unlearn`. retain: a folder of class folders or a
     CSV file of `path,label` lines. original: the checkpoint before unlearning. retrained: the
-    checkpoint of a network that was trained without the class.
+    checkpoint of a network that was trained without the class. forgotten: further classes, by index
+    or name, that were forgotten on purpose, so that A_Dr leaves them out. retain_order: how the
+    folders of `retain` stand for the classes; None for what their names say.
     """
 
     checkpoint: Path
@@ -40,6 +61,8 @@ class ComparisonRequest:
     retain: str | None = None
     original: Path | None = None
     retrained: Path | None = None
+    forgotten: tuple[str, ...] = ()
+    retain_order: str | None = None
 
     def checkpoints(self) -> dict[str, Path]:
         """The checkpoints that are given, by their names in the tables."""
@@ -58,7 +81,7 @@ class Comparison:
     loaded_models: `checkpoint`, and `original` and `retrained` where given. outputs: those of these
     networks and of the controls, in the order in which they are shown. retained: None where no
     retained images were given. shift: what the row shift subtracts from the head's row, [d]; None
-    without that control.
+    without that control. same_weights: the pairs of networks, by name, that are one network.
     """
 
     prepared: UnlearningInputs
@@ -66,6 +89,7 @@ class Comparison:
     outputs: dict[str, NetworkOutputs]
     retained: RetainedImages | None
     shift: Tensor | None
+    same_weights: tuple[tuple[str, str], ...] = ()
 
 
 def compare(
@@ -81,23 +105,40 @@ def compare(
     Where the original is given, images, labels and normalisation are inferred with it, because a
     checkpoint that has forgotten a class cannot tell its label. What pbu recorded in the
     checkpoint when it unlearned, normalisation and size, has precedence over what the original
-    suggests. Retained images of a forgotten class are left out.
+    suggests. Left out of the retained images are the classes that the user asks about, with
+    `forget` or `forgotten`, and those that the original had forgotten already. What the checkpoint
+    says of itself leaves nothing out.
 
     The original brings the free controls: the head mask and, with `read_features`, the row shift.
     read_features: read the input of the head too, which an audit needs.
     """
+    if request.forgotten and request.retain is None:
+        raise InvalidUsage("--forgotten: classes that A_Dr leaves out; it needs --retain")
+    forget, options = in_fixed_order(request.forget, options)
+    request = replace(request, forget=forget)
     loaded_models, prepared = _load(request, options, log, stdin)
     retained = None
     if request.retain is not None:
-        forgotten_by_metadata = loaded_models["checkpoint"].description.forgotten
         retained = read_retained_images(
-            request.retain, prepared, options, log, forgotten_by_metadata
+            request.retain, prepared, options, log, request.forgotten, request.retain_order
         )
+        count, channels = retained.images.pixels.shape[:2]
+        for loaded in loaded_models.values():
+            check_memory(loaded, count, channels, prepared.preprocessing.size, options)
     retained_images = None if retained is None else retained.images
-    compute = _outputs_with_features if read_features else _outputs
+    if read_features:
+        log.warn(_head_warnings(loaded_models, prepared))
+    compute = outputs_with_features if read_features else network_outputs
     outputs = {
         name: compute(loaded, prepared, retained_images) for name, loaded in loaded_models.items()
     }
+    retain_logits = outputs["original" if "original" in outputs else "checkpoint"].retain_logits
+    if retained is not None and retain_logits is not None:
+        check_order(retained, retain_logits)
+    if retained is not None and "original" in outputs:
+        known = known_to_original(retained, outputs["original"], prepared.loaded, log)
+        retained = retained.only(known)
+        outputs = {name: found.with_retained(known) for name, found in outputs.items()}
     shift = None
     if "original" in outputs:
         forgotten = prepared.forgotten.to(outputs["original"].forget_logits.device)
@@ -107,13 +148,8 @@ def compare(
             outputs[ROW_SHIFT] = row_shifted(outputs["original"], forgotten, shift)
     order = ("checkpoint", "original", HEAD_MASK, ROW_SHIFT, "retrained")
     shown = {name: outputs[name] for name in order if name in outputs}
-    return Comparison(prepared, loaded_models, shown, retained, shift)
-
-
-def audit_batches(pixels: Tensor, prepared: UnlearningInputs) -> Iterator[Tensor]:
-    """uint8 images [n, k, h, w] as an audit's batches of model inputs, in order, on the device."""
-    for part in pixels.split(min(AUDIT_BATCH, prepared.batch_size)):
-        yield model_inputs(part, prepared.preprocessing, prepared.loaded.device)
+    same = pairs_of_same_weights(loaded_models)
+    return Comparison(prepared, loaded_models, shown, retained, shift, same)
 
 
 def _load(
@@ -127,7 +163,8 @@ def _load(
         name: load_model(path, options, log if name == "checkpoint" else InferenceLog())
         for name, path in request.checkpoints().items()
     }
-    _require_equal("channels", {n: m.network.channels for n, m in loaded_models.items()})
+    require_equal("channels", {n: m.network.channels for n, m in loaded_models.items()})
+    described = {name: model.description for name, model in loaded_models.items()}
     reference = "original" if "original" in loaded_models else "checkpoint"
     model = loaded_models[reference]
     recorded = loaded_models["checkpoint"].description
@@ -137,79 +174,42 @@ def _load(
         options,
         log,
         stdin=stdin,
-        binding=reference == "original",
+        rules=LabelRules(binding=reference == "original"),
     )
     channels, size = prepared.images.pixels.shape[1], prepared.preprocessing.size
     for name, other in loaded_models.items():
-        loaded_models[name] = (
-            prepared.loaded if name == reference else validated(other, channels, size, options)
-        )
-    _require_equal("classes", {n: m.network.num_classes for n, m in loaded_models.items()})
+        if name == reference:
+            loaded_models[name] = prepared.loaded
+        else:
+            check_memory(other, len(prepared.images.pixels), channels, size, options)
+            loaded_models[name] = validated(other, channels, size, options)
+            fit_stem(other, prepared.images.pixels, prepared.preprocessing, options.batch_size)
+    require_comparable(loaded_models)
+    log.warn(doubts_about_normalisation(described, prepared, options))
     return loaded_models, prepared
 
 
-def _require_equal(what: str, counts: dict[str, int]) -> None:
-    expected = counts["checkpoint"]
-    for name, count in counts.items():
-        if count != expected:
-            raise CheckpointError(
-                f"--{name}: has {count} {what} where the checkpoint has {expected}, so that they"
-                f" cannot be compared; expected a network with as many {what}"
+def _head_warnings(loaded_models: dict[str, LoadedModel], prepared: UnlearningInputs) -> list[str]:
+    """A warning for each network whose logits do not come from its head alone."""
+    some = next(audit_batches(prepared.images.pixels[:AUDIT_BATCH], prepared))
+    warnings = []
+    for name, loaded in loaded_models.items():
+        network = loaded.network
+        head = network.layout.head_layer or ""
+        layers = layers_of_logits(network.module, head, some)
+        if layers not in ((), (head,)):
+            warnings.append(
+                f"--audit: the logits of the {name} come from {printable(' and '.join(layers))},"
+                f" but the audit reads the input of {printable(head)} alone: its probe, row shift"
+                " and relearning miss what the other layers see"
             )
-
-
-def _outputs(
-    loaded: LoadedModel, prepared: UnlearningInputs, retained: DecodedImages | None
-) -> NetworkOutputs:
-    def logits(images: DecodedImages) -> Tensor:
-        return image_logits(
-            loaded.network.module, images.pixels, prepared.preprocessing, prepared.batch_size
-        )
-
-    known = loaded is prepared.loaded
-    return _finite(
-        loaded,
-        NetworkOutputs(
-            forget_logits=prepared.logits if known else logits(prepared.images),
-            retain_logits=None if retained is None else logits(retained),
-        ),
-    )
-
-
-def _outputs_with_features(
-    loaded: LoadedModel, prepared: UnlearningInputs, retained: DecodedImages | None
-) -> NetworkOutputs:
-    """Raises CheckpointError for a network without a head whose input can be read."""
-    network = loaded.network
-    head = head_module(network.module, network.builder)
-    if head is None:
-        raise CheckpointError(
-            f"--audit: {printable(network.name)} has no linear or convolutional layer in its head;"
-            " expected one whose input can be read"
-        )
-
-    def read(images: DecodedImages) -> tuple[Tensor, Tensor]:
-        return read_head(network.module, head, audit_batches(images.pixels, prepared))
-
-    forget_features, forget_logits = read(prepared.images)
-    retain_features, retain_logits = (None, None) if retained is None else read(retained)
-    return _finite(
-        loaded, NetworkOutputs(forget_logits, retain_logits, forget_features, retain_features)
-    )
-
-
-def _finite(loaded: LoadedModel, outputs: NetworkOutputs) -> NetworkOutputs:
-    """The outputs, if all are finite. NaN has an argmax too, and would count as forgotten."""
-    for tensor in vars(outputs).values():
-        if tensor is not None and not bool(tensor.isfinite().all()):
-            raise not_finite(loaded)
-    return outputs
+    return warnings
 
 
 def _row_shift(loaded: LoadedModel, outputs: NetworkOutputs, forgotten: Tensor) -> Tensor | None:
     """The shift of the control; None without features or where the head is not linear."""
     network = loaded.network
-    head = head_module(network.module, network.builder)
+    head = network.layout.head_layer
     if outputs.forget_features is None or head is None:
         return None
     if not isinstance(network.module.get_submodule(head), nn.Linear):

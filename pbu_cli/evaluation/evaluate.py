@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pbu_cli.evaluation.accuracy_loss import AccuracyLoss, estimate_accuracy_loss
 from pbu_cli.evaluation.compare import Comparison
+from pbu_cli.evaluation.reference_networks import doubts_about_classes, doubts_about_networks
 from pbu_cli.evaluation.scores import Scores, score
 from pbu_cli.inputs.loaded_model import LoadedModel
 from pbu_cli.inputs.resolve import unreadable_images
@@ -35,16 +37,17 @@ def score_comparison(comparison: Comparison) -> Evaluation:
     prepared, retained = comparison.prepared, comparison.retained
     retain_labels = None if retained is None else retained.labels
     used = {"forget": prepared.images, "retain": None if retained is None else retained.images}
+    scores = tuple(
+        score(name, outputs, prepared.image_labels, retain_labels)
+        for name, outputs in comparison.outputs.items()
+    )
     return Evaluation(
-        scores=tuple(
-            score(name, outputs, prepared.image_labels, retain_labels)
-            for name, outputs in comparison.outputs.items()
-        ),
+        scores=scores,
         images={key: 0 if images is None else len(images.pixels) for key, images in used.items()},
         skipped={key: 0 if images is None else len(images.bad) for key, images in used.items()},
         accuracy_loss=_accuracy_loss(comparison),
         loaded=prepared.loaded,
-        warnings=_warnings(comparison),
+        warnings=_warnings(comparison, scores),
     )
 
 
@@ -59,16 +62,12 @@ def _accuracy_loss(comparison: Comparison) -> AccuracyLoss | None:
     return estimate_accuracy_loss(drift.item())
 
 
-def _warnings(comparison: Comparison) -> tuple[str, ...]:
-    retained, loaded = comparison.retained, comparison.prepared.loaded
-    if retained is None:
-        return ()
-    return (
-        *unreadable_images("retained", retained.images),
-        *(
-            f"A_Dr leaves out class {loaded.class_name(label)}, because the checkpoint's own"
-            " metadata, and nothing else, call it forgotten: pass its images to --forget too, or do"
-            " not rely on this A_Dr"
-            for label in retained.left_out_by_metadata
-        ),
-    )
+def _warnings(comparison: Comparison, scores: Sequence[Scores]) -> tuple[str, ...]:
+    retained, by_name = comparison.retained, {one.name: one for one in scores}
+    models = comparison.loaded_models
+    found = doubts_about_networks(models, comparison.same_weights, by_name)
+    if retained is not None:
+        classes = sorted(set(retained.labels.tolist()))
+        found += unreadable_images("retained", retained.images)
+        found += doubts_about_classes(models["checkpoint"], by_name, classes)
+    return tuple(found)

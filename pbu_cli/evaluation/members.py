@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pbu_cli.data.decoding import DecodedImages, decode
-from pbu_cli.data.image_folders import Group, list_groups
-from pbu_cli.data.label_inference import label_from_name
+from pbu_cli.data.class_order import NAME, better_order, class_orders
+from pbu_cli.data.label_names import label_from_name
+from pbu_cli.data.preprocessing import image_logits
 from pbu_cli.errors import ImageError, printable
+from pbu_cli.images.decoding import DecodedImages, decode
+from pbu_cli.images.image_folders import Group, list_groups
 from pbu_cli.inputs.inferred import InferenceLog, Inferred
 from pbu_cli.inputs.prepare import UnlearningInputs
 from pbu_cli.settings import InputOptions
@@ -39,6 +41,8 @@ def read_members(
         channels=prepared.images.pixels.shape[1],
         size=prepared.preprocessing.size,
         skip_bad=options.skip_bad,
+        exif_rotation=options.exif_rotation,
+        fit=prepared.fit,
     )
     forget_images = {image.numpy().tobytes() for image in prepared.images.pixels}
     count = len(images.pixels)
@@ -48,8 +52,28 @@ def read_members(
             f"--members: {shared} of {count} are --forget images too; expected images that the"
             " network was trained on, against --forget images that it never saw"
         )
+    _check_order(groups, labels, images, prepared)
     log.add(Inferred("members", count, ", ".join(sources), f"{count} images"))
     return Members(images, torch.tensor(labels)[images.group])
+
+
+def _check_order(
+    groups: Sequence[Group], labels: list[int], images: DecodedImages, prepared: UnlearningInputs
+) -> None:
+    """Raise ImageError where the folders' names fit the predictions of the original, or of the only
+    network, far worse than another order of the folders."""
+    loaded = prepared.loaded
+    names, classes = loaded.description.label_names, loaded.network.num_classes
+    orders = class_orders([group.name for group in groups], names, classes)
+    if orders.pop(NAME, None) != labels or not orders:
+        return
+    predictions = image_logits(
+        loaded.network.module, images.pixels, prepared.preprocessing, prepared.batch_size
+    ).argmax(dim=1)
+    others = {order: torch.tensor(found)[images.group] for order, found in orders.items()}
+    better = better_order(predictions.cpu(), torch.tensor(labels)[images.group], others)
+    if better is not None:
+        raise ImageError(f"--members: {better}: name each folder by its class")
 
 
 def _label(group: Group, prepared: UnlearningInputs) -> int:

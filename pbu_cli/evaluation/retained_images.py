@@ -2,36 +2,58 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import hashlib
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from pbu_cli.data.decoding import DecodedImages, decode
-from pbu_cli.data.image_folders import MAX_LIST_BYTES, Group, list_groups, split_by_subfolder
-from pbu_cli.data.label_inference import label_from_name
+from pbu_cli.data.class_order import NAME, ONE_BASED, POSITION, better_order, class_orders
+from pbu_cli.data.label_names import label_from_name, parse_label
+from pbu_cli.data.labelled_list import read_labelled_list
 from pbu_cli.errors import ImageError, printable
+from pbu_cli.images.decoding import DecodedImages, decode
+from pbu_cli.images.image_folders import Group, list_groups, repeated_folders, split_by_subfolder
 from pbu_cli.inputs.inferred import InferenceLog, Inferred
 from pbu_cli.inputs.prepare import UnlearningInputs
-from pbu_cli.io.regular_files import read_whole
 from pbu_cli.settings import InputOptions
+
+FLAGS = (NAME, POSITION, ONE_BASED)  # the values of --retain-order
 
 
 @dataclass(frozen=True)
 class RetainedImages:
     """Images of the retained classes.
 
-    labels: int64 [n]. left_out_by_metadata: classes of the source that were left out because the
-    checkpoint's metadata call them forgotten, although none of the forget images is of them.
+    labels: int64 [n]. other_orders: the labels in the other orders that the source's folders may
+    stand in, if the user did not say which; source: what --retain was.
     """
 
     images: DecodedImages
     labels: Tensor
-    left_out_by_metadata: tuple[int, ...]
+    other_orders: Mapping[str, Tensor] = field(default_factory=dict)
+    source: str = ""
+
+    def only(self, chosen: Tensor) -> RetainedImages:
+        """Those of the images that the mask names, bool [n]; all of them without a copy."""
+        if bool(chosen.all()):
+            return self
+        images = replace(
+            self.images, pixels=self.images.pixels[chosen], group=self.images.group[chosen]
+        )
+        return RetainedImages(images, self.labels[chosen])
+
+
+@dataclass(frozen=True)
+class _LabelledGroups:
+    """What a source holds: a label a group, and the labels that other orders would give."""
+
+    groups: Sequence[Group]
+    labels: Sequence[int]
+    other_orders: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 def read_retained_images(
@@ -39,53 +61,98 @@ def read_retained_images(
     prepared: UnlearningInputs,
     options: InputOptions,
     log: InferenceLog,
-    forgotten_by_metadata: tuple[int, ...],
+    forgotten: Sequence[str] = (),
+    order: str | None = None,
 ) -> RetainedImages:
     """Decode the images of `source`, a folder of class folders or a CSV file of `path,label` lines.
 
-    Images of forgotten classes are left out: the classes of the forget images, and those that the
-    checkpoint's metadata call forgotten. Raises ImageError where the source cannot be understood or
-    no other class is in it.
+    Left out are the classes of the forget images and those that the user calls forgotten, by index
+    or name. order: how the folders stand for the classes, by `name`, `position` or `one-based`;
+    None for what their names say. Raises ImageError where the source cannot be understood or no
+    other class is in it, InvalidUsage where there is no such class.
     """
-    labelled_groups = (
-        _groups_from_csv(Path(source), prepared)
-        # os.path.isfile is False, and no error, for a string that cannot be a path.
-        if os.path.isfile(source)  # noqa: PTH113
-        else _groups_from_folder(source, prepared, log)
-    )
-    forgotten = set(prepared.image_labels.tolist())
-    left_out = {*forgotten, *forgotten_by_metadata}
-    retained_groups = [(group, label) for group, label in labelled_groups if label not in left_out]
-    if not retained_groups:
+    # os.path.isfile is False, and no error, for a string that cannot be a path.
+    if os.path.isfile(source):  # noqa: PTH113
+        found = _from_csv(source, prepared, options, log, order)
+    else:
+        found = _from_folder(source, prepared, log, order)
+    loaded = prepared.loaded
+    class_names, num_classes = loaded.description.label_names, loaded.network.num_classes
+    left_out = {
+        *prepared.image_labels.tolist(),
+        *(parse_label(text, "--forgotten", class_names, num_classes) for text in forgotten),
+    }
+    kept = [k for k, label in enumerate(found.labels) if label not in left_out]
+    if not kept:
         raise ImageError(
             f"{printable(source)}: holds images of the forgotten classes alone; expected images of"
             " other classes"
         )
     images = decode(
-        [group for group, _ in retained_groups],
+        [found.groups[k] for k in kept],
         channels=prepared.images.pixels.shape[1],
         size=prepared.preprocessing.size,
         skip_bad=options.skip_bad,
+        exif_rotation=options.exif_rotation,
+        fit=prepared.fit,
     )
-    labels = torch.tensor([label for _, label in retained_groups])[images.group]
-    num_left_out = len(labelled_groups) - len(retained_groups)
-    num_classes = len({label for _, label in retained_groups})
+
+    def of_images(labels: Sequence[int]) -> Tensor:
+        return torch.tensor([labels[k] for k in kept])[images.group]
+
+    num_left_out = len(found.labels) - len(kept)
+    kept_classes = len({found.labels[k] for k in kept})
     log.add(
         Inferred(
             "retained",
             len(images.pixels),
             source + (f"; {num_left_out} forgotten left out" if num_left_out else ""),
-            f"{len(images.pixels)} images of {num_classes} classes",
+            f"{len(images.pixels)} images of {kept_classes} classes",
         )
     )
-    present = {label for _, label in labelled_groups}
-    by_metadata = (present & set(forgotten_by_metadata)) - forgotten
-    return RetainedImages(images, labels, tuple(sorted(by_metadata)))
+    log.warn(_forget_images_among(images, prepared))
+    return RetainedImages(
+        images,
+        of_images(found.labels),
+        {name: of_images(labels) for name, labels in found.other_orders.items()},
+        source,
+    )
 
 
-def _groups_from_folder(
-    source: str, prepared: UnlearningInputs, log: InferenceLog
-) -> list[tuple[Group, int]]:
+def check_order(retained: RetainedImages, logits: Tensor) -> None:
+    """Raise ImageError where the labels fit the logits [n, c] of the original, or of the only
+    network, far worse than those of another order. Nothing is chosen by this."""
+    better = better_order(logits.argmax(dim=1).cpu(), retained.labels, retained.other_orders)
+    if better is None:
+        return
+    advice = (
+        f"pass --retain-order {better.order}, or --retain-order {NAME} to keep them"
+        if better.order in FLAGS
+        else "pass a CSV file of path,label lines with the network's own labels as --retain, or"
+        f" --retain-order {NAME} to keep them"
+    )
+    raise ImageError(f"{printable(retained.source)}: {better}: {advice}")
+
+
+def _forget_images_among(retained: DecodedImages, prepared: UnlearningInputs) -> list[str]:
+    """A warning of retained images that have the same pixels as a forget image."""
+    forget = {_digest(image) for image in prepared.images.pixels}
+    count = sum(_digest(image) in forget for image in retained.pixels)
+    if not count:
+        return []
+    return [
+        f"{count} of {len(retained.pixels)} retained images are --forget images too, under another"
+        " label: A_Dr and A_Df contradict each other there; remove them from one of the two"
+    ]
+
+
+def _digest(image: Tensor) -> bytes:
+    return hashlib.sha256(image.numpy().tobytes()).digest()
+
+
+def _from_folder(
+    source: str, prepared: UnlearningInputs, log: InferenceLog, order: str | None
+) -> _LabelledGroups:
     """The class folders of a folder, with their labels.
 
     The labels come from the folders' names. Where the names do not give all of them, but there are
@@ -95,23 +162,25 @@ def _groups_from_folder(
     num_classes = prepared.loaded.network.num_classes
     class_names = prepared.loaded.description.label_names
     (whole,) = list_groups([source], None)
+    log.warn(repeated_folders([whole]))
     groups = split_by_subfolder(whole)
-    labels = [label_from_name(g.name, class_names, num_classes, strict=True) for g in groups]
-    known = [label for label in labels if label is not None]
-    if len(known) == len(groups) == len(set(known)):
-        return list(zip(groups, known, strict=True))
+    names = [group.name for group in groups]
+    orders = class_orders(names, class_names, num_classes)
+    if order is not None or NAME in orders:
+        return _in_order(source, groups, orders, order)
+    labels = [label_from_name(name, class_names, num_classes, strict=True) for name in names]
     contradicting = [k for k, label in enumerate(labels) if label not in (None, k)]
     if len(groups) == num_classes and not contradicting:
         first, last = printable(groups[0].name, 40), printable(groups[-1].name, 40)
         log.add(
             Inferred(
                 "retained",
-                [group.name for group in groups],
+                names,
                 "alphabetical order: not every folder's name is a class",
                 f"classes 0 to {num_classes - 1} are {first} to {last}",
             )
         )
-        return [(group, label) for label, group in enumerate(groups)]
+        return _LabelledGroups(groups, range(num_classes))
     contradiction = ""
     if len(groups) == num_classes:
         index = contradicting[0]
@@ -119,6 +188,9 @@ def _groups_from_folder(
             f", where {printable(groups[index].name, 40)} names class {labels[index]} but would be"
             f" {index}"
         )
+    possible = [name for name in FLAGS if name in orders]
+    if possible:
+        contradiction += f"; or pass --retain-order {' or '.join(possible)}"
     raise ImageError(
         f"{printable(source)}: {len(groups)} folders, and not every name gives a class of its own;"
         " expected folders named by class index or class name, or one folder for each of the"
@@ -126,30 +198,37 @@ def _groups_from_folder(
     )
 
 
-def _groups_from_csv(path: Path, prepared: UnlearningInputs) -> list[tuple[Group, int]]:
-    """The images of a file of `path,label` lines, one group a label; paths relative to the file."""
-    paths_by_label: dict[int, list[Path]] = {}
-    num_classes = prepared.loaded.network.num_classes
-    class_names = prepared.loaded.description.label_names
-    try:
-        text = read_whole(path, MAX_LIST_BYTES).decode("utf-8-sig")  # Excel writes a BOM
-        with io.StringIO(text, newline="") as file:
-            for number, row in enumerate(csv.reader(file), start=1):
-                if not row:
-                    continue
-                label = label_from_name(row[-1].strip(), class_names, num_classes, strict=True)
-                if len(row) != 2 or label is None:
-                    raise ImageError(
-                        f"{printable(path)}, line {number}: expected path,label with a label from"
-                        f" 0 to {num_classes - 1}, got {printable(','.join(row), 80)}"
-                    )
-                paths_by_label.setdefault(label, []).append(path.parent / row[0])
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
+def _in_order(
+    source: str, groups: Sequence[Group], orders: Mapping[str, Sequence[int]], order: str | None
+) -> _LabelledGroups:
+    """The groups in the order that the user states, else in the one by name, beside the others."""
+    if order is None:
+        others = {name: labels for name, labels in orders.items() if name != NAME}
+        return _LabelledGroups(groups, orders[NAME], others)
+    if order not in orders:
+        possible = " or ".join(name for name in FLAGS if name in orders)
         raise ImageError(
-            f"{printable(path)}: cannot be read as a list of path,label lines: {printable(reason)}"
-        ) from None
-    return [
-        (Group(str(label), tuple(sorted(paths))), label)
-        for label, paths in sorted(paths_by_label.items())
-    ]
+            f"{printable(source)}: --retain-order {order} does not give each of {len(groups)}"
+            f" folders or labels a class of its own; expected {possible or 'other names'}, or a CSV"
+            " file of path,label lines"
+        )
+    return _LabelledGroups(groups, orders[order])
+
+
+def _from_csv(
+    source: str,
+    prepared: UnlearningInputs,
+    options: InputOptions,
+    log: InferenceLog,
+    order: str | None,
+) -> _LabelledGroups:
+    """The images of a file of `path,label` lines, one group a label."""
+    class_names = prepared.loaded.description.label_names
+    num_classes = prepared.loaded.network.num_classes
+    found = read_labelled_list(
+        Path(source), class_names, num_classes, skip_missing=options.skip_bad
+    )
+    if found.header is not None:
+        log.add(Inferred("header", found.header, f"the first line of {source}; it is left out"))
+    orders = class_orders(found.texts, class_names, num_classes)
+    return _in_order(source, found.groups, {**orders, NAME: list(found.labels)}, order)

@@ -70,5 +70,9 @@ def test_a_loss_above_max_damage_is_exit_code_5_after_writing(
     assert found == vars(estimate_accuracy_loss(document["result"]["drift"]))
     assert found["estimate"] > 0
     assert done.code == (5 if most == "0" else 0)
+    (requirement,) = document["requirements"]
+    assert requirement["holds"] == (most == "100")
+    assert "out.safetensors" in requirement["line"]
+    assert "from those of digits.safetensors; no retained image was used" in requirement["line"]
     if done.code:
         assert "A_Dr is estimated to have lost" in document["error"]["message"]

@@ -12,13 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pbu_cli.benchmark.demo_digits import PREPROCESSING, DemoFiles
-from pbu_cli.data.decoding import decode
-from pbu_cli.data.image_folders import list_groups
 from pbu_cli.data.preprocessing import image_logits
 from pbu_cli.evaluation.accuracy_loss import estimate_accuracy_loss
+from pbu_cli.images.decoding import decode
+from pbu_cli.images.image_folders import list_groups
 from pbu_cli.inputs.inferred import InferenceLog
 from pbu_cli.inputs.loaded_model import load_model
-from pbu_cli.models.model_config import metadata_with
 from pbu_cli.settings import InputOptions
 from tests.conftest import Ran
 
@@ -58,21 +57,6 @@ def test_the_accuracy_loss_is_estimated_from_the_drift(
     assert alone.code == 5
     assert "damage is unknown without --original" in alone.err
     assert json.loads(alone.out)["damage"] is None
-
-
-def test_classes_that_only_the_metadata_call_forgotten_give_a_warning(
-    pbu: Callable[..., Ran], digits: DemoFiles, tmp_path: Path
-) -> None:
-    claims = tmp_path / "claims.safetensors"
-    save_file(load_file(digits.checkpoint), claims, metadata_with({}, forgotten=[3, 8]))
-    command = ["evaluate", claims, "--forget", digits.test / "8", "--retain", digits.test, "-q",
-               "--original", digits.checkpoint]  # fmt: skip
-    done = pbu(*command)
-    assert done.code == 0
-    assert done.err.count("leaves out class") == 1
-    assert "leaves out class 3" in done.err
-    done = pbu(*command, "--forget", digits.test / "3")
-    assert "leaves out" not in done.err
 
 
 def test_unreadable_forget_and_retained_images_are_counted_and_give_warnings(

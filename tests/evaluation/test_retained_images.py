@@ -11,6 +11,7 @@ import pytest
 
 from pbu_cli.benchmark.demo_digits import DemoFiles
 from tests.conftest import Ran
+from tests.networks import grey_levels
 
 
 def test_a_list_of_paths_and_labels_gives_the_scores_of_the_folders(
@@ -51,7 +52,9 @@ def test_a_list_may_start_with_a_bom_and_an_impossible_path_is_an_error(
     listed.write_bytes(f"{image},3\nno\0name.png,3\n".encode())
     done = pbu(*command, listed)
     assert done.code == 4, done.err
-    assert "1 of 2 images" in done.err or "NUL" in done.err  # up to Python 3.10 csv refuses it
+    assert (
+        "line 2: expected path,label" in done.err or "NUL" in done.err
+    )  # up to Python 3.10 csv refuses it
     done = pbu(*command, "x" * 5000)
     assert done.code == 4
     assert "unexpected error" not in done.err
@@ -80,3 +83,161 @@ def test_folders_without_class_names_are_labelled_in_alphabetical_order(
     done = pbu(*command, "--retain", real)
     assert done.code == 4
     assert "alphabetical" in done.err
+
+
+def evaluated(pbu: Callable[..., Ran], folder: Path, *more: object) -> Ran:
+    """`pbu evaluate` on the grey images of 12 classes, of which class 0 is to be forgotten."""
+    network = Path(grey_levels.__file__)
+    return pbu("evaluate", folder / "grey.safetensors", "--arch", f"{network}:grey_levels",
+               "--mean", "0", "--std", "1", "--forget", folder / "images" / FIRST, "--label", "0",
+               "--json", *more)  # fmt: skip
+
+
+FIRST = "0"  # the folder of class 0
+BY_STRING = sorted(map(str, range(12)))  # as torchvision's ImageFolder numbers the folders
+
+
+def a_dr(done: Ran) -> float:
+    assert done.code == 0, done.err
+    value: float = json.loads(done.out)["scores"][0]["a_dr"]
+    return value
+
+
+def test_numeric_folders_in_string_order_are_noticed(
+    pbu: Callable[..., Ran], tmp_path: Path
+) -> None:
+    images = grey_levels.write_grey_levels(tmp_path, BY_STRING)
+    done = evaluated(pbu, tmp_path, "--retain", images, "-q")
+    assert done.code == 4, done.out
+    assert "recognises 0.0 % of the images of 10 folders" in done.err
+    assert "100.0 % as those by their alphabetical position" in done.err
+    assert "pass --retain-order position, or --retain-order name" in done.err
+    assert a_dr(evaluated(pbu, tmp_path, "--retain", images, "--retain-order", "position")) == 100
+    kept = evaluated(pbu, tmp_path, "--retain", images, "--retain-order", "name")
+    assert a_dr(kept) == pytest.approx(100 / 11)
+    listed = tmp_path / "own.csv"
+    lines = [f"images/{n}/{k}.png,{c}\n" for c, n in enumerate(BY_STRING) for k in range(3)]
+    listed.write_text("".join(lines))
+    assert a_dr(evaluated(pbu, tmp_path, "--retain", listed)) == 100
+    shutil.rmtree(images / "7")  # not all classes have a folder
+    assert "pass --retain-order position" in evaluated(pbu, tmp_path, "--retain", images).err
+    assert a_dr(evaluated(pbu, tmp_path, "--retain", images, "--retain-order", "position")) == 100
+
+
+def test_folders_numbered_from_one_are_noticed(pbu: Callable[..., Ran], tmp_path: Path) -> None:
+    """Class 0, to be forgotten, has its images elsewhere; class 11 has none."""
+    names = [FIRST, *(f"{n + 1:02}" for n in range(1, 12))]
+    images = grey_levels.write_grey_levels(tmp_path, names)
+    retain = tmp_path / "retain"
+    for n in range(2, 12):
+        shutil.copytree(images / f"{n:02}", retain / str(n))
+    done = evaluated(pbu, tmp_path, "--retain", retain)
+    assert done.code == 4
+    assert "100.0 % as those by their numbers less one" in done.err
+    settled = evaluated(pbu, tmp_path, "--retain", retain, "--retain-order", "one-based")
+    assert a_dr(settled) == 100
+
+
+def test_labels_of_a_list_that_start_at_one_are_noticed(
+    pbu: Callable[..., Ran], tmp_path: Path
+) -> None:
+    images = grey_levels.write_grey_levels(tmp_path, BY_STRING)
+    listed = tmp_path / "from_one.csv"
+    lines = [f"{images}/{name}/0.png,{c + 1}\n" for c, name in enumerate(BY_STRING[1:11], start=1)]
+    listed.write_text("path,label\n" + "".join(lines))
+    done = evaluated(pbu, tmp_path, "--retain", listed)
+    assert done.code == 4
+    assert "100.0 % as those by their numbers less one: pass --retain-order one-based" in done.err
+    settled = evaluated(pbu, tmp_path, "--retain", listed, "--retain-order", "one-based")
+    assert a_dr(settled) == 100
+    assert ("header", "path,label") in {
+        (entry["what"], entry["value"]) for entry in json.loads(settled.out)["inferred"]
+    }
+
+
+def test_class_names_in_another_order_than_the_folders_are_noticed(
+    pbu: Callable[..., Ran], tmp_path: Path
+) -> None:
+    names = [FIRST, *"bcdefghijkl"]
+    images = grey_levels.write_grey_levels(tmp_path, names)
+    (tmp_path / "config.json").write_text(json.dumps({"label_names": [FIRST, *names[:0:-1]]}))
+    done = evaluated(pbu, tmp_path, "--retain", images)
+    assert done.code == 4
+    assert "--retain-order position" in done.err
+    assert a_dr(evaluated(pbu, tmp_path, "--retain", images, "--retain-order", "position")) == 100
+
+
+def test_an_order_that_does_not_fit_the_folders_is_refused(
+    pbu: Callable[..., Ran], digits: DemoFiles
+) -> None:
+    command = ["evaluate", digits.checkpoint, "--forget", digits.test / "8", "-q", "--retain",
+               digits.test, "--retain-order"]  # fmt: skip
+    done = pbu(*command, "one-based")
+    assert done.code == 4
+    assert "expected name or position" in done.err
+    assert pbu(*command, "position").code == 0
+
+
+def test_forget_folders_in_string_order_are_noticed(
+    pbu: Callable[..., Ran], tmp_path: Path
+) -> None:
+    """Without --original the predictions do not bind a single folder, but an order is an order."""
+    images = grey_levels.write_grey_levels(tmp_path, BY_STRING)
+    command = ["evaluate", tmp_path / "grey.safetensors", "--mean", "0", "--std", "1", "--arch",
+               f"{grey_levels.__file__}:grey_levels", "-q"]  # fmt: skip
+    several = [word for name in ("10", "11", "2") for word in ("--forget", images / name)]
+    done = pbu(*command, *several)
+    assert done.code == 4
+    assert "--forget: the network recognises 0.0 %" in done.err
+    settled = [word for label in ("2", "3", "4") for word in ("--label", label)]
+    assert pbu(*command, *several, *settled).code == 0
+    chosen = tmp_path / "chosen"
+    for name in ("10", "11", "2"):
+        shutil.copytree(images / name, chosen / name)
+    assert pbu(*command, "--forget", chosen).code == 4
+
+
+def test_a_forget_image_among_the_retained_ones_is_a_warning(
+    pbu: Callable[..., Ran], digits: DemoFiles, tmp_path: Path
+) -> None:
+    shutil.copytree(digits.test, tmp_path / "test")
+    for number, path in enumerate(sorted((digits.test / "8").iterdir())[:2]):
+        (tmp_path / "test" / "3" / f"eight{number}.png").symlink_to(path)
+    command = ["evaluate", digits.checkpoint, "--forget", digits.test / "8", "--json", "--retain"]
+    found = json.loads(pbu(*command, tmp_path / "test").out)["warnings"]
+    assert [text[:40] for text in found] == ["2 of 408 retained images are --forget im"]
+    assert json.loads(pbu(*command, digits.test).out)["warnings"] == []
+
+
+def test_class_folders_that_are_links_are_retained(
+    pbu: Callable[..., Ran], digits: DemoFiles, tmp_path: Path
+) -> None:
+    for digit in range(10):
+        (tmp_path / str(digit)).symlink_to(digits.test / str(digit))
+    command = ["evaluate", digits.checkpoint, "--json", "-q"]
+    linked = pbu(*command, "--forget", tmp_path / "8", "--retain", tmp_path)
+    real = pbu(*command, "--forget", digits.test / "8", "--retain", digits.test)
+    assert json.loads(linked.out)["scores"] == json.loads(real.out)["scores"]
+    (tmp_path / "again").symlink_to(tmp_path)
+    done = pbu(*command, "--forget", tmp_path / "8", "--retain", tmp_path)
+    assert json.loads(done.out)["scores"] == json.loads(real.out)["scores"]
+    assert json.loads(done.out)["warnings"][0].startswith("1 links to folders were not followed")
+
+
+def test_members_in_string_order_are_noticed(pbu: Callable[..., Ran], tmp_path: Path) -> None:
+    """Folders 2, 3 and 8 are named like the forgotten classes and hold classes 4, 5 and 10."""
+    images = grey_levels.write_grey_levels(tmp_path, BY_STRING)
+    forget = [("10", "2"), ("11", "3"), ("6", "8")]  # folder and class
+    done = pbu("evaluate", tmp_path / "grey.safetensors", "--mean", "0", "--std", "1", "--arch",
+               f"{grey_levels.__file__}:grey_levels", "-q", "--audit",
+               *(word for folder, label in forget
+                 for word in ("--forget", images / folder, "--label", label)),
+               *(word for name in "238" for word in ("--members", images / name)))  # fmt: skip
+    assert done.code == 4, done.err
+    assert "--members: the network recognises 0.0 % of the images of 3 folders" in done.err
+
+
+def test_a_right_order_is_not_doubted(pbu: Callable[..., Ran], tmp_path: Path) -> None:
+    """The folders are numbered by class, as `--retain` takes them."""
+    images = grey_levels.write_grey_levels(tmp_path, list(map(str, range(12))))
+    assert a_dr(evaluated(pbu, tmp_path, "--retain", images)) == 100
