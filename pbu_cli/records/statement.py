@@ -159,6 +159,7 @@ def _is_entry(entry: Any) -> bool:
         and all(isinstance(entry.get(key), str) for key in ("role", "path", "sha256"))
         and _is_digest(entry["sha256"])
         and ("tensors" not in entry or _is_digest(entry["tensors"]))
+        and isinstance(entry.get("state_dict", ""), str)
     )
 
 
@@ -169,6 +170,7 @@ def _is_forget_set(found: Any) -> bool:
         and len(shape) == 3
         and all(type(size) is int and 1 <= size <= 4096 for size in shape)
         and type(found.get("images")) is int
+        and isinstance(found.get("exif_rotation", True), bool)
         and _is_digest(found.get("hmac_sha256"))
     )
 

@@ -7,8 +7,7 @@ import re
 import secrets
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,14 @@ import torch
 from pbu_cli.errors import CheckpointError, InvalidUsage, PbuError, printable
 from pbu_cli.inputs.prepare import UnlearningInputs
 from pbu_cli.io.atomic_files import check_output, exclusive_output, write_text
-from pbu_cli.io.checkpoint import Checkpoint, Fingerprint, fingerprint
+from pbu_cli.io.checkpoint import Checkpoint
+from pbu_cli.io.model_folder import fingerprint
 from pbu_cli.io.regular_files import read_whole, sha256
+from pbu_cli.io.safetensors_format import Fingerprint
 from pbu_cli.io.strict_json import to_json
+from pbu_cli.models.model_config import PROCESSOR
+from pbu_cli.models.sources.timm import PREFIX as TIMM
+from pbu_cli.records.places import RecordFiles, check_no_description
 from pbu_cli.records.statement import (
     LIMITATIONS,
     MAX_BYTES,
@@ -32,59 +36,39 @@ from pbu_cli.records.statement import (
     with_evaluation,
 )
 from pbu_cli.runtime.device import describe_device, versions
+from pbu_cli.settings import InputOptions
 
 KEY_BYTES = 32
-
-
-@dataclass(frozen=True)
-class RecordFiles:
-    """Where the record of a run goes, and the key of its forget set's digest if it is kept."""
-
-    record: Path | None = None
-    key: Path | None = None
-
-
-def check_places(files: RecordFiles, output: Path, *, force: bool, taken: tuple[Path, ...]) -> None:
-    """Refuse places for a record and its key that cannot or must not be written.
-
-    A key is never replaced, not even with `force`: the records made with the old key could not be
-    checked any more. taken: the run's other files, which may not be written over.
-    """
-    record, key = files.record, files.key
-    if record is None:
-        if key is not None:
-            raise InvalidUsage("--record-key: the key of a record; expected --record too")
-        return
-    check_output(record, force=force, sources=taken, suffix=".json")
-    if key is not None:
-        check_output(key, force=False, sources=taken)
-        for other, name in ((record, "--record"), (output, "--output")):
-            if os.path.realpath(key) == os.path.realpath(other):
-                raise InvalidUsage(f"{printable(key)}: --record-key equal to {name}; name another")
+RECORD_PATIENCE = 60.0  # seconds that an evaluation waits for another one that adds to its record
 
 
 def record_unlearning(
     places: RecordFiles,
     inputs: UnlearningInputs,
-    output: Path,
+    output: tuple[Path, Fingerprint],
     *,
     fisher: Path | None,
-    arch: str | None,
+    options: InputOptions,
     document: Mapping[str, Any],
 ) -> None:
-    """Write the record of a run that has just written `output`, and its key if it is kept."""
+    """Write the record of a run, and its key if it is kept.
+
+    output: the path of the output, which is not there yet, and the fingerprint that it will have.
+    """
     path, key_path = places.record, places.key
     assert path is not None
     checkpoint, key = inputs.loaded.checkpoint, secrets.token_bytes(KEY_BYTES)
     files = [
-        _file_entry("output", output, path, fingerprint(output)),
+        _file_entry("output", output[0], path, output[1]),
         _file_entry("input", checkpoint.path, path, checkpoint.fingerprint),
         *([_file_entry("Fisher file", fisher, path, fingerprint(fisher))] if fisher else []),
-        *_files_beside(checkpoint.path, arch, path),
+        *_files_beside(checkpoint.path, options.arch, path),
     ]
     facts = {
-        "run": _run_facts(inputs.loaded.device, document),
-        "forget_set": _forget_set(inputs, key, kept=key_path is not None),
+        "run": _run_facts(inputs.loaded.device, document, options.arch),
+        "forget_set": _forget_set(
+            inputs, key, kept=key_path is not None, rotated=options.exif_rotation
+        ),
     }
     if key_path is not None:
         with exclusive_output(key_path, force=False):
@@ -111,11 +95,12 @@ def summary(inputs: UnlearningInputs, settings: Mapping[str, Any]) -> dict[str, 
     }
 
 
-def check_appendable(path: Path, checkpoint: Path) -> None:
+def check_appendable(path: Path, checkpoint: Path, state_dict: str | None = None) -> None:
     """Refuse a record that an evaluation of `checkpoint` cannot be added to, before any work."""
     check_output(path, force=True, sources=(checkpoint,), suffix=".json")
+    check_no_description(path, (checkpoint,))
     if path.exists():
-        _read_appendable(path, fingerprint(checkpoint))
+        _read_appendable(path, fingerprint(checkpoint, state_dict))
 
 
 def record_evaluation(
@@ -139,9 +124,9 @@ def record_evaluation(
         for entry in _files_beside(c.path, arch if role == "checkpoint" else None, path)
     ]
     own = checkpoints["checkpoint"].fingerprint
-    with exclusive_output(path, force=True):
+    with exclusive_output(path, force=True, wait=RECORD_PATIENCE):
         before = _read_appendable(path, own) if path.exists() else statement(files[:1])
-        facts = _run_facts(device, document)
+        facts = _run_facts(device, document, arch)
         record = with_evaluation(before, [*files, *beside], facts)
         text = to_json(record)
         if len(text) > MAX_BYTES or len(file_entries(record)) > MAX_FILES:
@@ -190,33 +175,52 @@ def _file_entry(role: str, path: Path, record: Path, found: Fingerprint | str) -
     entry: dict[str, Any] = {"role": role, "path": _relative_to(record, path)}
     if isinstance(found, str):
         return {**entry, "sha256": found}
-    return {**entry, "sha256": found.sha256, "tensors": found.tensors}
+    chosen = {} if found.state_dict is None else {"state_dict": found.state_dict}
+    return {**entry, "sha256": found.sha256, "tensors": found.tensors, **chosen}
 
 
 def _files_beside(checkpoint: Path, arch: str | None, record: Path) -> list[dict[str, Any]]:
-    """What a network was built from besides tensors: its config.json, and the file of --arch."""
-    named = [("config", checkpoint.parent / "config.json")]
-    if arch is not None and ":" in arch:
+    """What a network was built from besides tensors: its config.json, the description of its image
+    processor, and the file of --arch."""
+    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    named = [("config", folder / "config.json"), ("image processor", folder / PROCESSOR)]
+    if arch is not None and ":" in arch and not arch.startswith(TIMM):
         place = arch.rpartition(":")[0]
         source = place if place.endswith(".py") else getattr(sys.modules[place], "__file__", None)
         named += [("architecture", Path(source))] if source else []
     return [_file_entry(role, path, record, sha256(path)) for role, path in named if path.is_file()]
 
 
-def _run_facts(device: torch.device, document: Mapping[str, Any]) -> dict[str, Any]:
-    """What a record says of one run: the machine, and the JSON document of its results. The
-    warnings are left out, because they may name an image."""
+def _run_facts(
+    device: torch.device, document: Mapping[str, Any], arch: str | None
+) -> dict[str, Any]:
+    """What a record says of one run: the machine, and the JSON document of its results.
+
+    The warnings are left out, because they may name an image, and so is the folder of an absolute
+    `arch`, which is no business of the record's readers.
+    """
     shown = {key: value for key, value in document.items() if key not in ("schema", "warnings")}
+    if arch is not None and os.path.isabs(arch):  # noqa: PTH117
+        name = os.path.basename(arch)  # noqa: PTH119
+        shown["inferred"] = [
+            {key: text.replace(arch, name) for key, text in entry.items()}
+            for entry in document.get("inferred", [])
+        ]
     return {
         **shown,
         "versions": versions(),
         "device": describe_device(device),
-        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
-def _forget_set(inputs: UnlearningInputs, key: bytes, *, kept: bool) -> dict[str, Any]:
-    """The count and the keyed digest of the forget images. kept: whether the key is kept."""
+def _forget_set(
+    inputs: UnlearningInputs, key: bytes, *, kept: bool, rotated: bool
+) -> dict[str, Any]:
+    """The count and the keyed digest of the forget images.
+
+    kept: whether the key is kept. rotated: whether images were turned as their EXIF data say.
+    """
     labels = inputs.image_labels
     return {
         "images": len(labels),
@@ -224,6 +228,8 @@ def _forget_set(inputs: UnlearningInputs, key: bytes, *, kept: bool) -> dict[str
         "shape": list(inputs.images.pixels.shape[1:]),
         "hmac_sha256": keyed_digest(key, inputs.images.pixels),
         "key": "kept apart by --record-key" if kept else "discarded",
+        **({} if rotated else {"exif_rotation": False}),
+        **({} if inputs.resizing is None else {"resizing": inputs.resizing.entry()}),
     }
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from pbu_cli import __version__
-from pbu_cli.errors import InvalidUsage, PbuError
+from pbu_cli.errors import InvalidUsage, PbuError, printable
 
 LIBRARIES = ("torch", "torchvision", "safetensors", "numpy", "pillow")
 
@@ -29,8 +29,10 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
     try:
         device = torch.device(name)
-    except RuntimeError:
-        raise InvalidUsage(f"--device {name}: expected auto, cpu, cuda, cuda:N or mps") from None
+    except (RuntimeError, ValueError, OverflowError):
+        raise InvalidUsage(
+            f"--device {printable(name, 80)}: expected auto, cpu, cuda, cuda:N or mps"
+        ) from None
     count = torch.cuda.device_count() if device.type == "cuda" else int(mps)
     if device.type not in ("cpu", "cuda", "mps"):
         raise InvalidUsage(f"--device {name}: expected auto, cpu, cuda, cuda:N or mps")
@@ -104,6 +106,36 @@ def free_memory(device: torch.device) -> float:
     """The free bytes of a GPU, including those that torch has reserved and does not use."""
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return float(torch.cuda.mem_get_info(device)[0] + unused)
+
+
+def spare_memory(device: torch.device) -> float:
+    """The bytes that a run may still take on this device, as far as that is known: those of a
+    container's limit, else those that the system calls available."""
+    if device.type == "cuda":
+        return free_memory(device)
+    limits = [memory()]
+    with suppress(OSError, ValueError, IndexError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        line = next((line for line in lines if line.startswith("MemAvailable")), "")
+        limits.append(1024 * int(line.split()[1]))
+    group = Path("/sys/fs/cgroup")
+    with suppress(OSError, ValueError, StopIteration):  # there is no cgroup v2, or no limit
+        most = int((group / "memory.max").read_text())
+        pairs = (line.split() for line in (group / "memory.stat").read_text().splitlines())
+        cached = next(int(number) for name, number in pairs if name == "inactive_file")
+        limits.append(most - int((group / "memory.current").read_text()) + cached)
+    return float(min(limits))
+
+
+def used_memory(device: torch.device) -> float:
+    """The bytes that this process holds on the device; 0 where the system does not say."""
+    if device.type == "cuda":
+        return float(torch.cuda.memory_allocated(device))
+    with suppress(OSError, ValueError, IndexError):
+        return float(
+            int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        )
+    return 0.0
 
 
 def affordable(needed: int, device: torch.device) -> bool:

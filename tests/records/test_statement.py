@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from pbu_cli.benchmark.demo_digits import DemoFiles
-from pbu_cli.data.decoding import decode
-from pbu_cli.data.image_folders import list_groups
 from pbu_cli.errors import CheckpointError
+from pbu_cli.images.decoding import decode
+from pbu_cli.images.image_folders import list_groups
 from pbu_cli.records import statement as record
 from tests.conftest import Ran
 from tests.records.conftest import content

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from pbu_cli.benchmark.demo_digits import DemoFiles
@@ -36,6 +38,28 @@ def test_a_true_record_holds_even_where_all_of_it_moves(
     assert len(findings(done)) == 4
     moved = folder.rename(folder.with_name("elsewhere"))
     assert pbu("verify", moved / "run.json").code == 0
+
+
+def test_images_are_turned_as_the_run_turned_them(
+    pbu: Callable[..., Ran], digits: DemoFiles, tmp_path: Path
+) -> None:
+    """The record says so, and it says nothing where the run had no such flag."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (tmp_path / "8").mkdir()
+    for path in sorted((digits.train / "8").iterdir())[:20]:
+        Image.open(path).save(tmp_path / "8" / path.name, exif=exif)
+    forget = ["--forget", tmp_path / "8"]
+    key = ["--record-key", tmp_path / "key"]
+    run = ["unlearn", digits.checkpoint, *forget, "--label", "8", "--fast", "--steps", "1"]
+    for flags in ([], ["--no-exif-rotation"]):
+        out = ["-o", tmp_path / "out.safetensors", "--record", tmp_path / "run.json", "--force"]
+        (tmp_path / "key").unlink(missing_ok=True)
+        assert pbu(*run, *flags, *out, *key).code in (0, 5)
+        run_facts = json.loads((tmp_path / "run.json").read_text())["predicate"]
+        assert ("exif_rotation" in run_facts["forget_set"]) == bool(flags)
+        assert ("exif_rotation" in run_facts["run"]["settings"]["wanted"]) == bool(flags)
+        assert pbu("verify", tmp_path / "run.json", "--files-anywhere", *key, *forget).code == 0
 
 
 @pytest.mark.parametrize(
@@ -144,3 +168,34 @@ def test_paths_of_the_forget_set_may_come_on_stdin(
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(listed.encode())))
     done = pbu("verify", folder / "run.json", "--record-key", folder / "key", "--forget", "-")
     assert done.code == 0, done.err
+
+
+@pytest.mark.parametrize("how", ["..", "absolute", "link"])
+def test_files_outside_the_folder_of_the_record_are_not_read(
+    pbu: Callable[..., Ran], tmp_path: Path, how: str
+) -> None:
+    """As root, a record could otherwise make verify read anything and tell parts of its digest."""
+    secret, inside = tmp_path / "secret", tmp_path / "inside"
+    secret.write_text("x")
+    inside.mkdir()
+    name = {"..": "../secret", "absolute": str(secret), "link": "link"}[how]
+    (inside / "link").symlink_to(secret)
+    (inside / "run.json").write_text(
+        to_json(record.statement([{"role": "config", "path": name, "sha256": "0" * 64}]))
+    )
+    done = pbu("verify", inside / "run.json")
+    assert done.code == 5
+    assert "not read: pass --files-anywhere" in done.err
+    read = pbu("verify", inside / "run.json", "--files-anywhere")
+    assert read.code == 5
+    assert "another one than the recorded 0000000000000000" in read.err
+    assert hashlib.sha256(b"x").hexdigest()[:6] not in read.out + read.err
+
+
+def test_nan_is_no_json_and_no_null(pbu: Callable[..., Ran], tmp_path: Path) -> None:
+    entry = {"role": "config", "path": "x", "sha256": "0" * 64, "size": None}
+    text = to_json(record.statement([entry]))
+    (tmp_path / "run.json").write_text(text.replace("null", "NaN", 1))
+    done = pbu("verify", tmp_path / "run.json")
+    assert done.code == 3
+    assert "NaN is no JSON" in done.err

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from pbu_cli.benchmark.demo_digits import DemoFiles
 from pbu_cli.errors import PbuError
 from pbu_cli.evaluation.evaluate import score_comparison
+from pbu_cli.settings import InputOptions
 from tests.conftest import Ran
 from tests.records.conftest import content, edited
 
@@ -114,7 +115,8 @@ def test_an_evaluation_alone_begins_a_record(
     done = pbu("evaluate", digits.checkpoint, "--forget", digits.test / "8", "-q",
                "--record", tmp_path / "run.json")  # fmt: skip
     assert done.code == 0, done.err
-    assert pbu("verify", tmp_path / "run.json").code == 0
+    assert pbu("verify", tmp_path / "run.json").code == 5  # the checkpoint lies elsewhere
+    assert pbu("verify", tmp_path / "run.json", "--files-anywhere").code == 0
 
 
 @pytest.mark.parametrize(
@@ -123,7 +125,10 @@ def test_an_evaluation_alone_begins_a_record(
         (["--record-key", "KEY"], "expected --record too"),
         (["--record", "run.txt"], "ending in .json"),
         (["--record", "run.json"], "--force"),
-        (["--record", "new.json", "--record-key", "key", "--force"], "--force"),
+        (["--record", "new.json", "--record-key", "key", "--force"], "never replaced"),
+        (["--record", "new.json", "--record-key", ".new.json.lock"], "lock of --record"),
+        (["--record", "new.json", "--record-key", ".new.safetensors.lock"], "lock of --output"),
+        (["--record", ".run.json.0123abcd.tmp"], "ending in .json"),
         (["--record", "new.json", "--record-key", "new.json"], "equal to --record"),
         (["--record", "new.json", "--record-key", "new.safetensors"], "equal to --output"),
     ],
@@ -167,7 +172,7 @@ def test_the_config_of_every_network_is_digested_and_the_module_of_arch(
     (tmp_path / "package").mkdir()
     (tmp_path / "package" / "nets.py").write_text(
         "from pbu_cli.benchmark.demo_digits import ARCHITECTURE\n"
-        "from pbu_cli.models.build import build\n"
+        "from pbu_cli.models.sources.torchvision_build import build\n"
         "def net():\n    return build(ARCHITECTURE)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
@@ -178,15 +183,15 @@ def test_the_config_of_every_network_is_digested_and_the_module_of_arch(
     done = pbu("evaluate", digits.checkpoint, "--original", original, "-q", "--record", record,
                "--forget", digits.test / "8", "--arch", "package.nets:net")  # fmt: skip
     assert done.code == 0, done.err
-    assert pbu("verify", record).code == 0
+    assert pbu("verify", record, "--files-anywhere").code == 0
     for place in (config, tmp_path / "package" / "nets.py"):
         was = place.read_bytes()
         place.write_bytes(was + b"\n")
-        assert pbu("verify", record).code == 5
+        assert pbu("verify", record, "--files-anywhere").code == 5
         place.write_bytes(was)
 
 
-def test_where_the_record_cannot_be_written_the_output_is_said_to_be(
+def test_where_the_record_cannot_be_written_nothing_is(
     pbu: Callable[..., Ran], folder: Path, digits: DemoFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(path: Path, text: str, *, private: bool = False) -> None:
@@ -200,8 +205,9 @@ def test_where_the_record_cannot_be_written_the_output_is_said_to_be(
                "-q", "--steps", "1", "-o", output, "--record", folder / "r.json",
                "--record-key", key)  # fmt: skip
     assert done.code == 1
-    assert "o.safetensors: written, but its record was not" in done.err
-    assert output.exists()
+    assert "No space left on device" in done.err
+    assert not output.exists()
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
     assert not key.exists()
 
 
@@ -230,3 +236,50 @@ def test_what_measured_the_fisher_file_stands_in_the_record(
     assert done.code in (0, 5), done.err
     settings = json.loads(done.out)["settings"]
     assert (settings["estimator"], settings["draws"]) == ("mc", 2)
+
+
+def test_the_record_is_there_before_its_output(
+    pbu: Callable[..., Ran], folder: Path, digits: DemoFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that is killed between the two leaves a record that misses its output, and the next
+    run replaces it."""
+    replace = Path.replace
+
+    def killed(self: Path, target: Path) -> Path:
+        if target.suffix == ".safetensors":
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    flags = ("-q", "--steps", "1", "-o", folder / "o.safetensors", "--record", folder / "r.json")
+    arguments = ("unlearn", "--fast", folder / "model.safetensors", "--forget", digits.train / "8",
+                 *flags)  # fmt: skip
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", killed)
+        assert pbu(*arguments).code not in (0, 5)
+    assert not (folder / "o.safetensors").exists()
+    done = pbu("verify", folder / "r.json")
+    assert done.code == 5
+    assert "output o.safetensors: cannot read" in done.err
+    assert "--force" in pbu(*arguments).err
+    assert pbu(*arguments, "--force").code in (0, 5)
+    assert pbu("verify", folder / "r.json").code == 0
+
+
+def test_a_record_does_not_replace_the_config_of_its_network(
+    pbu: Callable[..., Ran], folder: Path, digits: DemoFiles
+) -> None:
+    config = folder / "config.json"
+    config.write_text('{"num_classes": 10}')
+    for command in ("unlearn", "evaluate"):
+        done = pbu(command, folder / "model.safetensors", "--forget", digits.train / "8",
+                   "--record", config, *(["--force"] if command == "unlearn" else []))  # fmt: skip
+        assert done.code == 2
+        assert "is the config.json of" in done.err
+    assert config.read_text() == '{"num_classes": 10}'
+    config.unlink()
+
+
+def test_an_absolute_path_of_arch_stays_out_of_what_is_written() -> None:
+    options = InputOptions(arch="/home/somebody/net.py:build")
+    assert options.entry()["arch"] == "net.py:build"
+    assert InputOptions(arch="package.module:build").entry()["arch"] == "package.module:build"

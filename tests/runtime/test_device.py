@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import platform
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from pbu_cli.errors import InvalidUsage, PbuError
-from pbu_cli.runtime.device import choose_device, free_memory, memory
+from pbu_cli.runtime.device import choose_device, free_memory, memory, spare_memory, used_memory
 
 # Prints the page faults of four steps that allocate and free the same memory.
 FAULTS = """
@@ -49,6 +50,15 @@ def test_freed_memory_is_kept_for_the_next_step() -> None:
 
 def test_the_memory_of_the_machine_is_known() -> None:
     assert memory() > 1 << 20
+
+
+def test_spare_memory_is_part_of_the_machines_and_used_memory_is_known() -> None:
+    cpu = torch.device("cpu")
+    assert 0 < spare_memory(cpu) <= memory()
+    before = used_memory(cpu)
+    with mmap.mmap(-1, 80_000_000) as held:  # a tensor may get memory that the process has already
+        held.write(b"1" * len(held))
+        assert used_memory(cpu) - before > len(held) / 2
 
 
 def test_memory_that_torch_reserves_on_a_gpu_and_does_not_use_counts_as_free(
