@@ -11,7 +11,14 @@ from pbu_cli.errors import InvalidUsage
 from pbu_cli.evaluation.compare import Comparison, ComparisonRequest, compare
 from pbu_cli.evaluation.evaluate import Evaluation, score_comparison
 from pbu_cli.evaluation.measures import MEASURES
-from pbu_cli.evaluation.requirements import ACCURACY_LOSS, Criterion, parse, unmet
+from pbu_cli.evaluation.requirements import (
+    ACCURACY_LOSS,
+    Criterion,
+    Requirement,
+    basis,
+    hold_against,
+    parse,
+)
 from pbu_cli.inputs.inferred import Inferred
 from pbu_cli.pipeline.fisher import folders
 from pbu_cli.pipeline.session import Session
@@ -58,10 +65,14 @@ class EvaluationRequest:
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """The scores of every network, its audit, and the required criteria that do not hold."""
+    """The scores of every network, its audit, and the required criteria.
+
+    unmet: one message for each requirement that does not hold.
+    """
 
     evaluation: Evaluation
     audited: tuple[NetworkAudit, ...]
+    requirements: tuple[Requirement, ...]
     unmet: tuple[str, ...]
     inferred: tuple[Inferred[Any], ...]
     warnings: tuple[str, ...]
@@ -108,7 +119,7 @@ def evaluate_checkpoint(
 def run_comparison(request: EvaluationRequest, session: Session) -> tuple[Comparison, Evaluation]:
     """Check the request, run the networks on the images and score them."""
     if request.record is not None:
-        check_appendable(request.record, request.compared.checkpoint)
+        check_appendable(request.record, request.compared.checkpoint, request.options.state_dict)
     request.criteria()
     comparison = compare(
         request.compared,
@@ -163,13 +174,25 @@ def finish_evaluation(
     for one in audited:
         figures[one.name] |= {key: estimate.value for key, estimate in one.measures.items()}
     figures["checkpoint"][ACCURACY_LOSS] = None if loss is None else loss.estimate
-    failed = unmet(request.criteria(), figures["checkpoint"], figures.get("retrained"))
+    retrained = figures.get("retrained")
+    files = {name: path.name for name, path in request.compared.checkpoints().items()}
+    if any("retrained" in pair for pair in comparison.same_weights):
+        # It is one of the networks that it is to be compared with.
+        retrained = None
+        del files["retrained"]
+    requirements = tuple(
+        hold_against(
+            criterion, figures["checkpoint"], retrained, basis(criterion, files, evaluation.images)
+        )
+        for criterion in request.criteria()
+    )
     document = {
         **session.heading("evaluate"),
         "images": evaluation.images,
         "skipped": evaluation.skipped,
         "scores": [vars(scores) for scores in evaluation.scores],
         "damage": None if loss is None else vars(loss),  # the accuracy loss's name in the JSON
+        "requirements": [requirement.document() for requirement in requirements],
         **_audit_document(audited, request.audit_options.seed),
     }
     if request.record is not None:
@@ -181,9 +204,10 @@ def finish_evaluation(
             document={
                 **document,
                 "settings": {
-                    **vars(request.options),
+                    **request.options.entry(),
                     "seed": request.audit_options.seed,
                     "audit": request.audit,
+                    "retain_order": request.compared.retain_order,
                 },
                 "require": list(request.require),
             },
@@ -191,7 +215,8 @@ def finish_evaluation(
     return EvaluationResult(
         evaluation,
         audited,
-        tuple(failed),
+        requirements,
+        tuple(str(requirement) for requirement in requirements if not requirement.holds),
         tuple(session.log.inferred),
         tuple(session.log.warnings),
         document,

@@ -12,15 +12,18 @@ from typing import Any
 
 from torch import Tensor
 
+from pbu_cli.data.label_inference import LabelRules
 from pbu_cli.fisher.diagonal import fisher_diagonal
 from pbu_cli.fisher.fisher_file import FisherSource, write_fisher
 from pbu_cli.inputs.inferred import Inferred
+from pbu_cli.inputs.labels import in_fixed_order
 from pbu_cli.inputs.loaded_model import load_model
 from pbu_cli.inputs.prepare import UnlearningInputs, prepare_inputs
 from pbu_cli.io.atomic_files import check_output, exclusive_output
 from pbu_cli.io.safetensors_format import Tensors
-from pbu_cli.models.channels_last import contiguous
 from pbu_cli.models.frozen_backbone import from_features
+from pbu_cli.models.kernels.channels_last import contiguous
+from pbu_cli.pipeline.fisher_leaks import leak_warnings
 from pbu_cli.pipeline.session import Session, stopwatch
 from pbu_cli.settings import SAFETENSORS, FisherSettings, InputOptions
 
@@ -100,9 +103,9 @@ def prepare_fisher(request: FisherRequest, session: Session) -> UnlearningInputs
     sources = (request.checkpoint,)
     if os.access(request.checkpoint, os.R_OK):  # otherwise reading it raises the better error
         check_output(request.place, force=request.force, sources=sources, suffix=SAFETENSORS)
-    inputs = load_and_prepare(
-        request.checkpoint, request.forget, request.options, request.settings.layers, session
-    )
+    forget, options = in_fixed_order(request.forget, request.options)
+    inputs = load_and_prepare(request.checkpoint, forget, options, request.settings.layers, session)
+    session.log.warn(leak_warnings(inputs))
     needed = 4 * count_trained(inputs)
     check_output(
         request.place, force=request.force, sources=sources, size=needed, suffix=SAFETENSORS
@@ -180,6 +183,7 @@ def load_and_prepare(
     options: InputOptions,
     layers: str,
     session: Session,
+    rules: LabelRules = LabelRules(),  # noqa: B008 (frozen)
 ) -> UnlearningInputs:
     """Load a checkpoint, decode its forget images and resolve what the user did not say."""
     loaded = load_model(checkpoint, options, session.log)
@@ -191,6 +195,7 @@ def load_and_prepare(
             session.log,
             layers=layers,
             stdin=session.stdin,
+            rules=rules,
             progress=lambda count: progress(count, "images"),
         )
 
@@ -227,4 +232,7 @@ def default_output(checkpoint: Path, ending: str) -> Path:
     >>> default_output(Path("a/net.pth"), ".unlearned.safetensors").name
     'net.unlearned.safetensors'
     """
+    if checkpoint.is_dir():
+        folder = checkpoint.resolve()  # the name of `.` and of a path that ends in `..`
+        return folder.parent / (folder.name + ending)
     return checkpoint.parent / (checkpoint.stem + ending)

@@ -11,7 +11,7 @@ from pbu_cli.data.augmentation import recognised_mirrored, shifted
 from pbu_cli.data.preprocessing import input_batches, normalise
 from pbu_cli.inputs.prepare import UnlearningInputs
 from pbu_cli.models.frozen_backbone import bytes_held, extract
-from pbu_cli.models.kernel_cropping import cropped, find_crops
+from pbu_cli.models.kernels.kernel_cropping import cropped, find_crops
 from pbu_cli.runtime.device import affordable
 from pbu_cli.settings import Schedule
 from pbu_cli.unlearning.forget_set import ForgetSet

@@ -68,7 +68,8 @@ def _in_stored_dtype(now: Tensor, stored: Tensor) -> Tensor:
 
 
 def _same_bytes(one: Tensor, other: Tensor) -> bool:
-    return torch.equal(
-        one.contiguous().reshape(-1).view(torch.uint8),
-        other.contiguous().reshape(-1).view(torch.uint8),
+    first, second = (
+        tensor.contiguous().as_strided((tensor.numel(),), (1,)).view(torch.uint8)
+        for tensor in (one, other)
     )
+    return torch.equal(first, second)

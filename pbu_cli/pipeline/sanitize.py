@@ -1,4 +1,4 @@
-"""From prepared inputs to the sanitized checkpoint: unlearn, write, measure what was written."""
+"""From prepared inputs to the sanitized checkpoint: unlearn, measure, write."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ from torch import Tensor
 from pbu_cli.evaluation import metrics
 from pbu_cli.evaluation.accuracy_loss import AccuracyLoss, estimate_accuracy_loss
 from pbu_cli.inputs.prepare import UnlearningInputs
-from pbu_cli.io.safetensors_format import Tensors, write
+from pbu_cli.io.model_folder import write_folder
+from pbu_cli.io.safetensors_format import Fingerprint, Tensors, write
 from pbu_cli.io.strict_json import plain
 from pbu_cli.models.frozen_backbone import extract, from_features
-from pbu_cli.models.kernel_cropping import Crops, cropped, find_crops
-from pbu_cli.models.load import load_tensors
+from pbu_cli.models.kernels.kernel_cropping import Crops, cropped, find_crops
 from pbu_cli.models.model_config import metadata_with
+from pbu_cli.models.network import load_tensors
 from pbu_cli.pipeline.anchors import make_anchors
 from pbu_cli.pipeline.forget_set import Mirrored, build_forget_set
+from pbu_cli.pipeline.history import answers_entry
 from pbu_cli.pipeline.output import check_promises, names_in_file, output_tensors, relative_distance
 from pbu_cli.settings import FORGOTTEN, UnlearningSettings
 from pbu_cli.unlearning.anchor_loss import AnchorLoss, NoAnchors
@@ -73,19 +75,31 @@ class Unlearned:
         }
 
 
-def unlearn_and_write(
+@dataclass(frozen=True)
+class Sanitized:
+    """The tensors of the output, by the module's names, and what was measured with them.
+
+    changed: the names of the parameters that changed. metadata: of the output file.
+    """
+
+    tensors: Tensors
+    changed: list[str]
+    metadata: dict[str, str]
+    unlearned: Unlearned
+
+
+def sanitize(
     inputs: UnlearningInputs,
     fisher: Tensors,
-    output: Path,
     settings: UnlearningSettings,
     *,
     run: Mapping[str, Any] | None = None,
     making: Callable[[int], None] = lambda count: None,
     seen: Callable[[Progress], None] = lambda progress: None,
-) -> Unlearned:
-    """Unlearn, write the sanitized checkpoint, and measure what was written.
+) -> Sanitized:
+    """Unlearn, and measure the tensors as the file will have them.
 
-    Every number that did not change is written bit-identical, the others in the input's dtype.
+    Every number that did not change stays bit-identical, the others are in the input's dtype.
     With anchors the head's row of the class changes beside the parameters that train. run: what
     the output's metadata say of this run, the same for the same run. making: called with the
     number of anchors and synthetic forget inputs made so far. seen: called at each check.
@@ -109,10 +123,11 @@ def unlearn_and_write(
         on_anchors = anchor_loss.drift()
     assert last is not None
     tensors = output_tensors(loaded, changed)
-    after = _write(inputs, output, tensors, changed, {} if run is None else plain(run))
+    after = _logits(inputs, tensors)
+    facts = _metadata(inputs, after, {} if run is None else plain(run))
     reference = restricted_log_softmax(inputs.logits, inputs.forgotten)
     before, predictions = (z.argmax(dim=1).cpu() for z in (inputs.logits, after))
-    return Unlearned(
+    unlearned = Unlearned(
         steps=last.check.step,
         reason=last.decision.reason,
         learning_rate=last.learning_rate,
@@ -125,34 +140,69 @@ def unlearn_and_write(
         mirrored=mirrored,
         answers=metrics.prediction_shares(predictions, loaded.network.num_classes),
     )
+    return Sanitized(tensors, changed, facts, unlearned)
 
 
-def _write(
-    inputs: UnlearningInputs, output: Path, tensors: Tensors, changed: list[str], run: Any
-) -> Tensor:
-    """Write the output once what was read back keeps its promises. The logits [n, c] of the file
-    as it was written, on the forget images."""
-    loaded, module = inputs.loaded, inputs.loaded.network.module
-    measured: list[Tensor] = []
+def _logits(inputs: UnlearningInputs, tensors: Tensors) -> Tensor:
+    """The logits [n, c] of the forget images under these tensors, as the file will have them."""
+    module = inputs.loaded.network.module
+    load_tensors(module, tensors)
+    with _trained_part(inputs):  # the tensors of the frozen backbone are those of the input
+        batches = (x for x, _ in inputs.batches(inputs.batch_size))
+        return extract(module, None, batches)[1]
 
-    def verify(written: Tensors) -> None:
-        found = replace(loaded.checkpoint, stored=written).tensors
-        check_promises(loaded.checkpoint.tensors, found, names_in_file(loaded, changed))
-        load_tensors(module, found)
-        with _trained_part(inputs):  # the frozen backbone has just been found unchanged
-            batches = (x for x, _ in inputs.batches(inputs.batch_size))
-            measured.append(extract(module, None, batches)[1])
 
+def _metadata(inputs: UnlearningInputs, logits: Tensor, run: Any) -> dict[str, str]:
+    """The metadata of the output: the input's, and what this run did.
+
+    logits: what the output gives for the forget images.
+    """
+    loaded, labels = inputs.loaded, inputs.image_labels
     facts = {
-        "forgotten": sorted({*loaded.description.forgotten, *inputs.image_labels.tolist()}),
+        "forgotten": sorted({*loaded.description.forgotten, *labels.tolist()}),
+        "answers": answers_entry(loaded, labels, logits.argmax(dim=1).cpu()),
         "mean": list(inputs.preprocessing.mean),
         "std": list(inputs.preprocessing.std),
         "input_size": [inputs.images.pixels.shape[1], *inputs.preprocessing.size],
         "run": run,
     }
-    metadata = metadata_with(loaded.checkpoint.metadata, **facts)
-    write(output, loaded.checkpoint.stored_names(tensors), metadata, verify)
-    return measured[0]
+    if inputs.resizing is not None:
+        facts["resizing"] = inputs.resizing.entry()
+    if inputs.stem_pool is not None:
+        facts["stem_pool"] = inputs.stem_pool
+    return metadata_with(loaded.checkpoint.metadata, **facts)
+
+
+def write_sanitized(
+    inputs: UnlearningInputs,
+    output: Path,
+    sanitized: Sanitized,
+    before_it_appears: Callable[[Fingerprint], None],
+) -> None:
+    """Write the output once what was read back is what was measured and keeps its promises.
+
+    before_it_appears: called with the fingerprint of the whole file, which appears only after it.
+    """
+    loaded = inputs.loaded
+
+    def verify(written: Tensors) -> None:
+        found = replace(loaded.checkpoint, stored=written).tensors
+        check_promises(loaded.checkpoint.tensors, found, names_in_file(loaded, sanitized.changed))
+
+    tensors = loaded.checkpoint.stored_names(sanitized.tensors)
+    if loaded.checkpoint.files:
+        write_folder(
+            output, loaded.checkpoint, tensors, sanitized.metadata, verify, before_it_appears
+        )
+        return
+    write(
+        output,
+        tensors,
+        sanitized.metadata,
+        verify,
+        like=loaded.checkpoint.path,
+        before_it_appears=before_it_appears,
+    )
 
 
 @contextmanager

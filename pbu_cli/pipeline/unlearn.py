@@ -4,62 +4,34 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pbu_cli.errors import InvalidUsage, PbuError, printable
-from pbu_cli.fisher.fisher_file import read_fisher
+from pbu_cli.errors import InvalidUsage, printable
+from pbu_cli.fisher.fisher_file import doubts_about, read_fisher
 from pbu_cli.inputs.inferred import Inferred
+from pbu_cli.inputs.labels import in_fixed_order
+from pbu_cli.inputs.needs import check_needs
 from pbu_cli.inputs.prepare import UnlearningInputs
-from pbu_cli.io.atomic_files import check_output, exclusive_output
-from pbu_cli.io.safetensors_format import Tensors
-from pbu_cli.pipeline.anchors import check_anchors, inputs_made
+from pbu_cli.io.atomic_files import exclusive_output
+from pbu_cli.io.safetensors_format import Fingerprint, Tensors
+from pbu_cli.pipeline.anchors import check_anchors, inputs_made, log_forgotten_before
 from pbu_cli.pipeline.fisher import (
     count_trained,
-    default_output,
     folders,
     load_and_prepare,
     measure_fisher,
     source_of,
 )
-from pbu_cli.pipeline.sanitize import Unlearned, unlearn_and_write
+from pbu_cli.pipeline.history import check_not_forgotten
+from pbu_cli.pipeline.request import UnlearningRequest, left_out_of
+from pbu_cli.pipeline.sanitize import Sanitized, Unlearned, sanitize, write_sanitized
 from pbu_cli.pipeline.session import Session, stopwatch
-from pbu_cli.records.writer import RecordFiles, check_places, record_unlearning, summary
-from pbu_cli.settings import DEFAULT, SAFETENSORS, FisherSettings, InputOptions, UnlearningSettings
+from pbu_cli.records.places import RecordFiles, check_places
+from pbu_cli.records.writer import record_unlearning, summary
+from pbu_cli.settings import DEFAULT, FisherSettings, InputOptions, UnlearningSettings
 from pbu_cli.unlearning.loop import Progress
-
-
-@dataclass(frozen=True)
-class UnlearningRequest:
-    """What `pbu unlearn` is asked for. output: by default a file beside the checkpoint. fisher: a
-    Fisher file to use instead of measuring."""
-
-    checkpoint: Path
-    forget: tuple[str, ...]
-    output: Path | None = None
-    settings: UnlearningSettings = DEFAULT
-    options: InputOptions = field(default_factory=InputOptions)
-    fisher: Path | None = None
-    record: RecordFiles = field(default_factory=RecordFiles)
-    force: bool = False
-
-    @property
-    def place(self) -> Path:
-        return self.output or default_output(self.checkpoint, ".unlearned.safetensors")
-
-    def settings_entry(self) -> dict[str, Any]:
-        """The settings as records, metadata and `--json` have them; their names there stay."""
-        settings = self.settings
-        return {
-            "weights": vars(settings.weights),
-            "schedule": vars(settings.schedule),
-            "anchors": settings.anchors,
-            "layers": settings.layers,
-            "estimator": settings.estimator,
-            "draws": settings.draws,
-            "wanted": vars(self.options),
-        }
 
 
 @dataclass(frozen=True)
@@ -124,8 +96,13 @@ def unlearn_checkpoint(
 
 
 def prepare_unlearning(request: UnlearningRequest, session: Session) -> PreparedUnlearning:
-    """Check the request, decode the images and infer what was not said; nothing is written."""
+    """Check the request, decode the images and infer what was not said; nothing is written.
+
+    Raises AlreadyForgotten where nothing is left to do.
+    """
     settings, place = request.settings.within_batch(request.options.batch_size), request.place
+    forget, options = in_fixed_order(request.forget, request.options)
+    request = replace(request, forget=forget, options=options)
     if request.fisher is not None and (settings.estimator != "empirical" or settings.draws != 1):
         raise InvalidUsage(
             "--estimator, --draws: --fisher already fixes the estimator; pass either --fisher or"
@@ -133,21 +110,26 @@ def prepare_unlearning(request: UnlearningRequest, session: Session) -> Prepared
         )
     sources = () if request.fisher is None else (request.fisher,)
     if os.access(request.checkpoint, os.R_OK):  # otherwise reading it raises the better error
-        check_output(place, force=request.force, sources=sources, suffix=SAFETENSORS)
+        request.check_output(sources=sources)
         taken = (request.checkpoint, *sources)
         check_places(request.record, place, force=request.force, taken=taken)
     elapsed = stopwatch()
     inputs = load_and_prepare(
-        request.checkpoint, request.forget, request.options, settings.layers, session
+        request.checkpoint, request.forget, request.options, settings.layers, session, request.rules
     )
+    if not request.again:
+        check_not_forgotten(inputs)
     count = count_trained(inputs)
     text = f"{count:,} parameters in {len(inputs.trained)} tensors"
     session.log.add(Inferred("trains", count, f"--layers {settings.layers}", text))
     needed = sum(tensor.nbytes for tensor in inputs.loaded.checkpoint.tensors.values())
-    check_output(place, force=request.force, sources=sources, size=needed, suffix=SAFETENSORS)
+    request.check_output(sources=sources, size=needed)
+    if request.writes_folder:
+        session.log.warn(left_out_of(request.checkpoint))
     if settings.anchors:
-        check_anchors(inputs, settings)
-        _log_forgotten_before(inputs, session)
+        session.log.warn(check_anchors(inputs, settings))
+        log_forgotten_before(inputs, session.log)
+    _check_needs(inputs, settings, session)
     fisher: Tensors = {}
     if request.fisher is not None:
         shapes = {name: inputs.loaded.checkpoint.shapes[name] for name in inputs.trained}
@@ -155,8 +137,17 @@ def prepare_unlearning(request: UnlearningRequest, session: Session) -> Prepared
             request.fisher, source_of(inputs), shapes, inputs.loaded.device
         )
         settings = replace(settings, estimator=estimator, draws=draws)
+        session.log.warn(doubts_about(fisher))
         session.log.add(Inferred("Fisher", estimator, str(request.fisher)))
     return PreparedUnlearning(replace(request, settings=settings), inputs, fisher, elapsed())
+
+
+def _check_needs(inputs: UnlearningInputs, settings: UnlearningSettings, session: Session) -> None:
+    """Say what the run needs, if it takes long; see `check_needs` for the error."""
+    made = inputs_made(inputs, settings) if settings.anchors else 0
+    found = check_needs(inputs, settings, made=made)
+    if found is not None:
+        session.log.add(found)
 
 
 def run_unlearning(prepared: PreparedUnlearning, session: Session) -> UnlearningResult:
@@ -176,7 +167,8 @@ def run_unlearning(prepared: PreparedUnlearning, session: Session) -> Unlearning
             with session.progress("Fisher", images) as progress:
                 fisher = measure_fisher(inputs, measured, done=lambda n: progress(n, ""))
         measuring = elapsed()
-        unlearned = _unlearn(prepared, fisher, session)
+        sanitized = _sanitize(prepared, fisher, session)
+        unlearned = sanitized.unlearned
         seconds = {"load": prepared.loading, "fisher": measuring, "unlearn": elapsed()}
         document = {
             **session.heading("unlearn"),
@@ -187,8 +179,9 @@ def run_unlearning(prepared: PreparedUnlearning, session: Session) -> Unlearning
             "result": unlearned.document(),
             "seconds": seconds,
         }
-        if request.record.record is not None:
-            _record(request, inputs, document)
+        write_sanitized(
+            inputs, place, sanitized, lambda written: _record(prepared, written, document)
+        )
     return UnlearningResult(
         output=place,
         settings=settings,
@@ -202,9 +195,9 @@ def run_unlearning(prepared: PreparedUnlearning, session: Session) -> Unlearning
     )
 
 
-def _unlearn(prepared: PreparedUnlearning, fisher: Tensors, session: Session) -> Unlearned:
-    """`unlearn_and_write` with its progress shown."""
-    request, inputs, settings = prepared.request, prepared.inputs, prepared.request.settings
+def _sanitize(prepared: PreparedUnlearning, fisher: Tensors, session: Session) -> Sanitized:
+    """`sanitize` with its progress shown."""
+    inputs, settings = prepared.inputs, prepared.request.settings
     total = inputs_made(inputs, settings) if settings.anchors else 0
     with (
         session.progress("anchors", total) as making,
@@ -215,36 +208,22 @@ def _unlearn(prepared: PreparedUnlearning, fisher: Tensors, session: Session) ->
             check = progress.check
             stepping(check.step, f"recognised {check.recognised:5.1f} %  drift {check.drift:.3f}")
 
-        return unlearn_and_write(
+        return sanitize(
             inputs,
             fisher,
-            request.place,
             settings,
-            run=summary(inputs, request.settings_entry()),
+            run=summary(inputs, prepared.request.settings_entry()),
             making=lambda count: making(count, ""),
             seen=show,
         )
 
 
-def _record(request: UnlearningRequest, inputs: UnlearningInputs, document: dict[str, Any]) -> None:
-    try:
+def _record(prepared: PreparedUnlearning, written: Fingerprint, document: dict[str, Any]) -> None:
+    """Write the record, if one is asked for. The output appears only after it."""
+    request = prepared.request
+    if request.record.record is not None:
+        output = (request.place, written)
         record_unlearning(
-            request.record,
-            inputs,
-            request.place,
-            fisher=request.fisher,
-            arch=request.options.arch,
-            document=document,
-        )
-    except PbuError as error:
-        raise PbuError(f"{request.place}: written, but its record was not: {error}") from None
-
-
-def _log_forgotten_before(inputs: UnlearningInputs, session: Session) -> None:
-    """Log the classes that earlier runs have forgotten: no anchors are made of them."""
-    loaded = inputs.loaded
-    before = sorted({*loaded.description.forgotten} - {*inputs.image_labels.tolist()})
-    if before:
-        names = ", ".join(map(loaded.class_name, before))
-        source = f"{loaded.description.sources['forgotten']}: no anchors for them"
-        session.log.add(Inferred("forgotten before", before, source, names))
+            request.record, prepared.inputs, output,
+            fisher=request.fisher, options=request.options, document=document,
+        )  # fmt: skip

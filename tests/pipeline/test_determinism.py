@@ -45,9 +45,8 @@ def test_decode_workers_change_nothing(
     pbu: Callable[..., Ran], digits: DemoFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = set()
-    monkeypatch.setattr(
-        "pbu_cli.data.decoding.MIN_BYTES_FOR_THREADS", 0
-    )  # the digits are small files
+    # One thread decodes files as small as the digits' unless this limit is lowered.
+    monkeypatch.setattr("pbu_cli.images.worker_threads.MIN_BYTES_FOR_THREADS", 0)
     for workers in (1, 4):
         monkeypatch.setattr(os, "cpu_count", lambda count=workers: count)
         output = tmp_path / f"{workers}.safetensors"
