@@ -1,6 +1,6 @@
 """Data sets with a training and a test split, as uint8 pixels and labels in memory.
 
-MNIST, CIFAR-10, CIFAR-100 and Food-101 are read by torchvision's own classes. Any folder with
+MNIST, CIFAR-10, CIFAR-100 and Food-101 are read as torchvision lays them out. Any folder with
 `train/<class>/` and `test/<class>/` is a data set too. Nothing is downloaded unless asked for.
 """
 
@@ -11,17 +11,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from pbu_cli.data.decoding import common_size, decode
-from pbu_cli.data.image_files import channels_of
-from pbu_cli.data.image_folders import Group, list_groups, split_by_subfolder
+from pbu_cli.benchmark.archives import Splits, cifar, food101, mnist
+from pbu_cli.benchmark.archives.download import download as fetch
 from pbu_cli.errors import ImageError, printable
+from pbu_cli.images.decoding import decode
+from pbu_cli.images.image_files import channels_of
+from pbu_cli.images.image_folders import Group, list_groups, split_by_subfolder
+from pbu_cli.images.image_sizes import usual_size
 from pbu_cli.settings import NORMALISATIONS, Preprocessing
 
 LARGE_SIDE = 224  # pixels, for images that have no common size of their own
@@ -71,26 +71,21 @@ def load_dataset(
     size: Size | None = None,
     per_class: int | None = None,
     download: bool = False,
+    exif_rotation: bool = True,
     progress: Progress = lambda split, images: None,
 ) -> Dataset:
     """The data set `name` below `root`; with the name `folder`, the one that `root` itself holds.
 
     size: images are resized to it; None keeps their own size. per_class: read only the first
-    images of each class, this many in each split, for trials. A folder takes its own name as the
+    images of each class, this many in each split, for trials. exif_rotation: turn the images of a
+    folder as their EXIF data say. A folder takes its own name as the
     name of the data set, and is normalised and trained like the known data set of that name.
     Raises ImageError where the data set is missing or its splits have different classes.
     """
-    reader = _READERS.get(name)
-    if reader is None:
-        name, classes, splits = _read_folder(root, size, per_class, progress)
+    if name == "folder":
+        name, classes, splits = _read_folder(root, size, per_class, exif_rotation, progress)
     else:
-        try:
-            classes, splits = reader(root, download, size, progress)
-        except RuntimeError as error:
-            raise ImageError(
-                f"{printable(root)}: holds no {name} in the layout of torchvision"
-                f" ({printable(error)[:120]}); pass --data-root, or --download to fetch it"
-            ) from None
+        classes, splits = _read_archive(name, root, size, download, progress)
     if per_class is not None:
         splits = [_first_of_each_class(split, per_class) for split in splits]
     train, test = splits
@@ -146,69 +141,36 @@ def _preprocessing(name: str, pixels: Tensor) -> Preprocessing:
     )
 
 
-ClassesAndSplits = tuple[tuple[str, ...], list[Split]]
-
-
-def _read_mnist(
-    root: Path, download: bool, size: Size | None, progress: Progress
-) -> ClassesAndSplits:
-    from torchvision.datasets import MNIST
-
-    found = [MNIST(str(root), train=train, download=download) for train in (True, False)]
-    splits = [Split(data.data.unsqueeze(1), data.targets.long()) for data in found]
-    return tuple(map(str, range(10))), splits
-
-
-def _read_cifar(
-    number: int, root: Path, download: bool, size: Size | None, progress: Progress
-) -> ClassesAndSplits:
-    import torchvision.datasets
-
-    cifar = getattr(torchvision.datasets, f"CIFAR{number}")
-    found = [cifar(str(root), train=train, download=download) for train in (True, False)]
-    splits = [
-        Split(
-            torch.from_numpy(data.data).movedim(-1, 1).contiguous(),
-            torch.tensor(data.targets, dtype=torch.long),
-        )
-        for data in found
-    ]
-    return tuple(found[0].classes), splits
-
-
-def _read_food101(
-    root: Path, download: bool, size: Size | None, progress: Progress
-) -> ClassesAndSplits:
-    """Food-101; its images differ in size, so each is resized and cropped to a square when read."""
-    from torchvision.datasets import Food101
-    from torchvision.transforms.v2.functional import center_crop, resize
-
-    side = LARGE_SIDE if size is None else min(size)
-    splits = []
-    for which in ("train", "test"):
-        data = Food101(str(root), split=which, download=download)
-        pixels = torch.empty(len(data), 3, side, side, dtype=torch.uint8)
-        labels = torch.empty(len(data), dtype=torch.long)
-        for index in range(len(data)):
-            image, labels[index] = data[index]
-            assert isinstance(image, Image.Image)
-            square = center_crop(resize(image.convert("RGB"), [side]), [side, side])
-            pixels[index] = torch.from_numpy(np.array(square)).movedim(-1, 0)
-            progress(which, index + 1)
-        splits.append(Split(pixels, labels))
-    return tuple(data.classes), splits
-
-
-_READERS: dict[str, Any] = {
-    "mnist": _read_mnist,
-    "cifar10": partial(_read_cifar, 10),
-    "cifar100": partial(_read_cifar, 100),
-    "food101": _read_food101,
-}
+def _read_archive(
+    name: str, root: Path, size: Size | None, download: bool, progress: Progress
+) -> tuple[tuple[str, ...], list[Split]]:
+    """The classes of a published data set, and its two splits."""
+    readers: dict[str, Callable[[], Splits]] = {
+        "mnist": lambda: mnist.read(root),
+        "cifar10": lambda: cifar.read(cifar.CIFAR10, root),
+        "cifar100": lambda: cifar.read(cifar.CIFAR100, root),
+        "food101": lambda: food101.read(root, LARGE_SIDE if size is None else min(size), progress),
+    }
+    try:
+        if download:
+            fetch(name, root)
+        classes, splits = readers[name]()
+    except (OSError, RuntimeError) as error:
+        place = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+        reason = getattr(error, "strerror", None) or error
+        raise ImageError(
+            f"{printable(root)}: holds no {name} in the layout of torchvision"
+            f" ({printable(f'{place}{reason}', 200)}); pass --data-root, or --download to fetch it"
+        ) from None
+    return classes, [Split(*split) for split in splits]
 
 
 def _read_folder(
-    root: Path, size: Size | None, per_class: int | None, progress: Progress
+    root: Path,
+    size: Size | None,
+    per_class: int | None,
+    exif_rotation: bool,
+    progress: Progress,
 ) -> tuple[str, tuple[str, ...], list[Split]]:
     """The name of the folder in lower case, its classes, and its two splits."""
     groups = {which: _class_folders(root / which) for which in ("train", "test")}
@@ -219,12 +181,20 @@ def _read_folder(
             f" {len(groups['test'])} in test; expected the same two or more in both: add or rename"
             " the class folders"
         )
-    size = size or common_size(groups["train"]) or (LARGE_SIDE, LARGE_SIDE)
+    if size is None:
+        usual = usual_size(groups["train"], exif_rotation=exif_rotation)
+        size = usual.size if usual else (LARGE_SIDE, LARGE_SIDE)
     channels = channels_of(groups["train"][0].paths[0])
     splits = []
     for which, class_folders in groups.items():
         chosen = [replace(group, paths=group.paths[:per_class]) for group in class_folders]
-        images = decode(chosen, channels=channels, size=size, progress=partial(progress, which))
+        images = decode(
+            chosen,
+            channels=channels,
+            size=size,
+            exif_rotation=exif_rotation,
+            progress=partial(progress, which),
+        )
         splits.append(Split(images.pixels, images.group))
     return (root.name or root.resolve().name).lower(), tuple(classes), splits
 

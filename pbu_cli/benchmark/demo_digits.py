@@ -9,6 +9,7 @@ Machine Learning Repository, 1998; 1,797 images of 8x8 pixels in 17 grey levels.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +24,8 @@ from pbu_cli.benchmark.counting_loader import CountingLoader
 from pbu_cli.benchmark.training import Recipe, train
 from pbu_cli.io.atomic_files import exclusive_output
 from pbu_cli.io.safetensors_format import write
-from pbu_cli.models.build import build
-from pbu_cli.models.registry import Architecture
+from pbu_cli.models.sources.torchvision_build import build
+from pbu_cli.models.sources.torchvision_registry import Architecture
 from pbu_cli.settings import Preprocessing
 
 FORGET_CLASS = 8
@@ -52,9 +53,13 @@ def write_digits(folder: Path) -> DemoFiles:
     files = DemoFiles(folder / "digits.safetensors", folder / "train", folder / "test")
     for number, (image, label) in enumerate(zip(digits.images, digits.target, strict=True)):
         class_folder = (files.train if number % TEST_EVERY else files.test) / str(label)
+        if any(part.is_symlink() for part in (folder, class_folder.parent, class_folder)):
+            raise OSError(errno.ELOOP, f"{class_folder} is a link, or its folder is one")
         class_folder.mkdir(parents=True, exist_ok=True)
         grey = np.round(image * (255 / 16)).astype(np.uint8)
-        Image.fromarray(grey).save(class_folder / f"{number:04d}.png")
+        path = class_folder / f"{number:04d}.png"
+        path.unlink(missing_ok=True)  # a link in its place is replaced, and never written through
+        Image.fromarray(grey).save(path)
     return files
 
 

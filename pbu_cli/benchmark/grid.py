@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 
@@ -22,7 +22,14 @@ from pbu_cli.benchmark.counting_loader import CountingLoader
 from pbu_cli.benchmark.datasets import Dataset
 from pbu_cli.benchmark.methods import find
 from pbu_cli.benchmark.methods.task import Method, Result, Task
-from pbu_cli.benchmark.originals import checkpoint_metadata, load_or_train, make_folder, wait_for
+from pbu_cli.benchmark.originals import (
+    Original,
+    checkpoint_metadata,
+    load_or_train,
+    make_folder,
+    stored_digest,
+    wait_for,
+)
 from pbu_cli.benchmark.protocol import ORIGINAL, BenchmarkPlan
 from pbu_cli.benchmark.result_store import Cell, Outcome, cell_name
 from pbu_cli.data.preprocessing import image_logits
@@ -57,24 +64,30 @@ def _cells(
     plan: BenchmarkPlan, folder: Path, count_images: CountImages
 ) -> Iterator[tuple[Cell, bool]]:
     @cache
-    def original(seed: int) -> tuple[nn.Module, Outcome]:
+    def original(seed: int) -> Original:
         return load_or_train(plan, seed, count_images)
+
+    @cache
+    def digest_before(seed: int) -> str | None:
+        return stored_digest(plan, seed)
 
     for seed, label, name in plan.grid():
         method = None if name == ORIGINAL else find(name)
         settings = asdict(plan.recipe) if method is None else method.settings
-        stored = result_store.read(folder, cell_name(seed, label, name), settings)
+        place = cell_name(seed, label, name)
+        stored = result_store.read(folder, place, settings, digest_before(seed))
         if stored is not None:
             yield stored, True
             continue
-        network, training = original(seed)
+        network, training, digest = original(seed)
         if method is None:
             found = measure_network(network, plan.dataset, label)
             outcome = Outcome("", found, training.seconds, training.images)
-            cell = Cell(seed, label, name, "both", settings, (outcome,))
+            cell = Cell(seed, label, name, "both", settings, (outcome,), digest)
         else:
             try:
                 cell = run_method(plan, network, method, seed, label, count_images)
+                cell = replace(cell, original=digest)
             except PbuError as error:
                 raise type(error)(
                     f"seed {seed}, class {label}, {name}: {error}; the cells before this one are"
@@ -116,7 +129,7 @@ def run_method(
         # A method that reads nothing only masks the original and has no weights of its own.
         if plan.keep_networks and method.reads != "nothing":
             _write_network(plan, cell_name(seed, label, method.name), result)
-    return Cell(seed, label, method.name, method.reads, method.settings, tuple(outcomes))
+    return Cell(seed, label, method.name, method.reads, method.settings, tuple(outcomes), "")
 
 
 def _write_network(plan: BenchmarkPlan, name: str, result: Result) -> None:

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from pbu_cli.errors import InvalidUsage, PbuError, printable
-from pbu_cli.models.build import initialised, user_module
-from pbu_cli.models.registry import RESNETS, Architecture, registry
+from pbu_cli.models.sources.own import user_module
+from pbu_cli.models.sources.torchvision_build import initialised
+from pbu_cli.models.sources.torchvision_registry import RESNETS, Architecture, registry
 
 SMALL_STEM_UP_TO = 64  # pixels; a stride of 4 in the stem loses too much of smaller colour images
 LARGER_SIZES = (32, 64, 224)  # tried in this order for a network that fails on smaller images

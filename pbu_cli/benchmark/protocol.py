@@ -16,7 +16,7 @@ from pbu_cli.benchmark.methods import find
 from pbu_cli.benchmark.methods.task import TaskSize
 from pbu_cli.benchmark.networks import BenchmarkNetwork
 from pbu_cli.benchmark.training import Recipe
-from pbu_cli.data.label_inference import parse_label
+from pbu_cli.data.label_names import parse_label
 
 ORIGINAL = "original"  # the name of the row for the network before any forgetting
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-import struct
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-import torchvision.datasets
 from PIL import Image
 
 from pbu_cli.benchmark.datasets import load_dataset, resized
@@ -83,56 +80,6 @@ def test_splits_that_differ_in_their_classes_are_refused(tmp_path: Path) -> None
     (root / "test" / "1").rename(root / "test" / "2")
     with pytest.raises(ImageError, match="the same two or more in both"):
         load_dataset("folder", root)
-
-
-def idx(path: Path, values: np.ndarray) -> None:
-    head = struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape)
-    path.write_bytes(head + values.astype(np.uint8).tobytes())
-
-
-def test_mnist_is_read_as_torchvision_lays_it_out(tmp_path: Path) -> None:
-    raw = tmp_path / "MNIST" / "raw"
-    raw.mkdir(parents=True)
-    images = np.arange(3 * 784, dtype=np.uint64).reshape(3, 28, 28) % 256
-    for which in ("train", "t10k"):
-        idx(raw / f"{which}-images-idx3-ubyte", images)
-        idx(raw / f"{which}-labels-idx1-ubyte", np.array([7, 0, 7]))
-    data = load_dataset("mnist", tmp_path, per_class=1)
-    assert data.train.labels.tolist() == [7, 0]
-    assert data.train.pixels[1, 0].numpy().tolist() == images[1].tolist()
-    assert data.preprocessing.mean == (0.1307,)
-
-
-@pytest.mark.parametrize(("name", "number"), [("cifar10", 10), ("cifar100", 100)])
-def test_cifar_is_turned_channels_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, number: int
-) -> None:
-    pixels = np.arange(2 * 3 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3, 3)
-    found = SimpleNamespace(data=pixels, targets=[1, 0], classes=["a", "b"])
-    monkeypatch.setattr(torchvision.datasets, f"CIFAR{number}", lambda *args, **named: found)
-    data = load_dataset(name, tmp_path)
-    assert data.train.pixels[1, 2, 0, 1] == pixels[1, 0, 1, 2]
-    assert data.test.labels.tolist() == [1, 0]
-    assert data.classes == ("a", "b")
-
-
-def test_food_is_resized_and_cropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Food:
-        classes = ("soup", "cake")
-
-        def __init__(self, root: str, split: str, download: bool) -> None:
-            assert not download
-
-        def __len__(self) -> int:
-            return 2
-
-        def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-            return Image.new("RGB", (40, 20), (index, 0, 0)), index
-
-    monkeypatch.setattr(torchvision.datasets, "Food101", Food)
-    data = load_dataset("food101", tmp_path, size=(8, 8))
-    assert data.train.pixels.shape == (2, 3, 8, 8)
-    assert data.train.pixels[1, 0].unique().tolist() == [1]
 
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10", "cifar100", "food101"])

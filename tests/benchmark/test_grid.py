@@ -12,7 +12,10 @@ import torch
 from pbu_cli.benchmark import grid, result_store
 from pbu_cli.benchmark.methods import NAMES, find
 from pbu_cli.benchmark.methods.task import Method, Result, Task
+from pbu_cli.benchmark.originals import stored_digest
 from pbu_cli.benchmark.protocol import BenchmarkPlan
+from pbu_cli.errors import CheckpointError
+from pbu_cli.io.safetensors_format import write
 
 
 def test_a_method_is_handed_what_it_says_it_reads_and_nothing_else(plan: BenchmarkPlan) -> None:
@@ -89,4 +92,19 @@ def test_kept_networks_are_checkpoints(plan: BenchmarkPlan) -> None:
     path = plan.folder() / "seed0-class8-row-shift.safetensors"
     assert path.exists()
     settings = find("row-shift").settings
-    assert result_store.read(plan.folder(), "seed0-class8-row-shift", settings)
+    digest = stored_digest(plan, 0)
+    assert result_store.read(plan.folder(), "seed0-class8-row-shift", settings, digest)
+
+
+def test_cells_of_a_replaced_original_are_not_shown(plan: BenchmarkPlan) -> None:
+    some = replace(plan, methods=("head-mask",))
+    assert [stored for _, stored in grid.run_grid(some)] == [False, False]
+    assert [stored for _, stored in grid.run_grid(some)] == [True, True]
+    path = plan.folder() / "original-seed0.safetensors"
+    write(path, dict(plan.network.build_untrained(7).state_dict()), {})
+    with pytest.raises(CheckpointError, match="original-seed0"):
+        list(grid.run_grid(some))
+    path.unlink()
+    path.with_suffix(".json").unlink()
+    with pytest.raises(CheckpointError, match="from the original beside it"):
+        list(grid.run_grid(some))

@@ -9,8 +9,8 @@ import torch
 
 from pbu_cli.benchmark.networks import choose_network
 from pbu_cli.errors import InvalidUsage
-from pbu_cli.models.build import build
-from pbu_cli.models.load import load_tensors
+from pbu_cli.models.network import load_tensors
+from pbu_cli.models.sources.torchvision_build import build
 
 
 def test_the_same_seed_is_the_same_network_and_leaves_the_random_state_alone() -> None:
@@ -51,7 +51,7 @@ def test_a_size_that_the_user_fixed_is_kept_or_refused() -> None:
 
 def test_a_fresh_network_has_weights_where_a_built_one_has_memory_for_them() -> None:
     untrained = choose_network("mobilenet_v3_small", None, 5, 3, (32, 32)).build_untrained(0)
-    from pbu_cli.models.registry import Architecture
+    from pbu_cli.models.sources.torchvision_registry import Architecture
 
     built = build(Architecture("mobilenet_v3_small", 5, 3))
     load_tensors(built, untrained.state_dict())

@@ -10,7 +10,7 @@ from pbu_cli.benchmark.table import plot_points, summarise, table
 
 def cell(seed: int, a_dr: float, label: int = 8, **more: float) -> Cell:
     outcome = Outcome("", {"a_df": 0.0, "a_dr": a_dr, **more}, 2.0 * seed, 10)
-    return Cell(seed, label, "pbu", "forget", {}, (outcome,))
+    return Cell(seed, label, "pbu", "forget", {}, (outcome,), "0" * 64)
 
 
 def test_rows_are_means_over_the_seeds() -> None:

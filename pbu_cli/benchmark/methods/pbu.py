@@ -17,8 +17,9 @@ from PIL import Image
 from pbu_cli.benchmark.counting_loader import CountingLoader
 from pbu_cli.benchmark.methods.task import Method, Result, Task
 from pbu_cli.io.safetensors_format import write
+from pbu_cli.pipeline.request import UnlearningRequest
 from pbu_cli.pipeline.session import Session
-from pbu_cli.pipeline.unlearn import UnlearningRequest, prepare_unlearning, run_unlearning
+from pbu_cli.pipeline.unlearn import prepare_unlearning, run_unlearning
 from pbu_cli.settings import DEFAULT, InputOptions
 
 

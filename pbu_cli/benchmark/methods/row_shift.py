@@ -18,7 +18,7 @@ from pbu_cli.benchmark.methods.task import Method, Result, Task
 from pbu_cli.errors import PbuError
 from pbu_cli.evaluation.metrics import row_shift
 from pbu_cli.models.features import read_head
-from pbu_cli.models.parameter_groups import head_module
+from pbu_cli.models.parameter_groups import layout_of
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ def unlearn(task: Task, settings: Settings = SETTINGS) -> Iterator[Result]:
     Raises PbuError where the network has no linear head, or no shift achieves the aim.
     """
     network = task.copy_original()
-    path = head_module(network, (task.metadata or {}).get("architecture"))
+    black = torch.zeros(2, *task.forget.pixels.shape[1:], device=task.forget.device)
+    path = layout_of(network, (task.metadata or {}).get("architecture"), black).head_layer
     head = None if path is None else network.get_submodule(path)
     if path is None or not isinstance(head, nn.Linear):
         raise PbuError(

@@ -23,7 +23,7 @@ def test_pbu_in_the_benchmark_is_pbu_on_the_command_line(
     plan: BenchmarkPlan, pbu: Callable[..., Ran], images: DemoFiles, tmp_path: Path
 ) -> None:
     """The same checkpoint and the same images give the same weights, whoever calls."""
-    network, _ = load_or_train(plan, 0, lambda images: None)
+    network = load_or_train(plan, 0, lambda images: None).network
     task = make_task(plan, network, find("pbu"), 0, 8, lambda images: None)
     (result,) = find("pbu").unlearn(task)
     folder = tmp_path / "class8"
