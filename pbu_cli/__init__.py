@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from pbu_cli.fisher.diagonal import fisher_diagonal
     from pbu_cli.io.checkpoint import read as read_checkpoint
     from pbu_cli.models.load import load_network
-    from pbu_cli.models.parameter_groups import trained_parameters
+    from pbu_cli.models.parameter_groups import layout_of, trained_parameters
     from pbu_cli.pipeline.evaluate import AuditOptions, EvaluationResult, evaluate_checkpoint
     from pbu_cli.pipeline.fisher import FisherResult, fisher_of_checkpoint
     from pbu_cli.pipeline.unlearn import UnlearningResult, unlearn_checkpoint
-    from pbu_cli.records.writer import RecordFiles
+    from pbu_cli.records.places import RecordFiles
     from pbu_cli.settings import (
         DEFAULT,
         FAST,
@@ -47,7 +47,7 @@ _MODULES = {
     "InputOptions": "settings",
     "PbuError": "errors",
     "Preprocessing": "settings",
-    "RecordFiles": "records.writer",
+    "RecordFiles": "records.places",
     "Schedule": "settings",
     "Trainable": "unlearning.loop",
     "UnlearningResult": "pipeline.unlearn",
@@ -56,6 +56,7 @@ _MODULES = {
     "evaluate_checkpoint": "pipeline.evaluate",
     "fisher_diagonal": "fisher.diagonal",
     "fisher_of_checkpoint": "pipeline.fisher",
+    "layout_of": "models.parameter_groups",
     "load_network": "models.load",
     "read_checkpoint": "io.checkpoint",
     "trained_parameters": "models.parameter_groups",
@@ -84,6 +85,7 @@ __all__ = [
     "evaluate_checkpoint",
     "fisher_diagonal",
     "fisher_of_checkpoint",
+    "layout_of",
     "load_network",
     "read_checkpoint",
     "trained_parameters",

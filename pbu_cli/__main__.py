@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import io
 import os
 import sys
 from contextlib import suppress
@@ -11,6 +12,7 @@ from typing import NoReturn
 
 from pbu_cli.cli.signals import install_handlers
 from pbu_cli.errors import Stopped, is_out_of_memory
+from pbu_cli.runtime.supervisor import dismiss
 
 # Python collects garbage after this many new objects. Importing torch makes nearly two hundred
 # thousand objects, all of which stay, and collecting as often as by default takes a fifth of that
@@ -24,6 +26,9 @@ def main() -> None:
     for closed in ("stdout", "stderr"):  # closed by the shell's `>&-`
         if getattr(sys, closed) is None:
             setattr(sys, closed, open(os.devnull, "w"))  # noqa: PTH123, SIM115
+    for stream in (sys.stdout, sys.stderr):  # a name may have letters that the terminal lacks
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         install_handlers()
         code = run(sys.argv[1:])
@@ -42,6 +47,7 @@ def _exit(code: int) -> NoReturn:
         except OSError:
             sys.exit(code)  # Python reports the failure
         atexit._run_exitfuncs()
+    dismiss()
     with suppress(OSError):
         sys.stdout.flush()
     os._exit(code)

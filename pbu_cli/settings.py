@@ -5,6 +5,7 @@ No torch here: `--help` shows these numbers.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -17,6 +18,11 @@ SCHEMA = 1  # version of every JSON document and Fisher file that pbu writes
 MAX_WEIGHT = 1e6  # of a term of the objective; the defaults are between 0.02 and 100
 MIN_ANCHORS = 16  # with fewer anchors their statistics cannot be compared
 FORGOTTEN = 0.5  # percent of the forget images that may still be recognised
+MAX_BATCH = 65_536  # images per forward pass; far more than any machine holds of any image
+MAX_DRAWS = 10_000  # labels drawn for each image by the estimator `mc`
+MAX_SIZE = 4096  # pixels a side that --size may ask for
+MAX_STATED_SIZE = 1024  # pixels a side that a file may ask for; published networks take up to 800
+NO_PRESET = "none"  # the value of --preset for pbu's own way of resizing
 SMALL_IMAGE = 96  # pixels a side; networks for images up to this size see them without a margin
 
 
@@ -160,7 +166,7 @@ class FisherSettings:
     estimator: Estimator = "empirical"
     draws: int = 1
     seed: int = 0
-    layers: str = "all"
+    layers: str = DEFAULT.layers  # a diagonal of the first layers shows the images
 
 
 @dataclass(frozen=True)
@@ -195,9 +201,12 @@ NORMALISATIONS: dict[str, tuple[tuple[float, float, float], tuple[float, float, 
 class InputOptions:
     """What the user says about the network and the images; None or empty is for pbu to infer.
 
-    arch: a torchvision name, or FILE.py:FUNCTION or pkg.mod:FUNCTION. labels: class indices or
+    arch: a torchvision name, or FILE.py:FUNCTION or pkg.mod:FUNCTION. state_dict: the key of the
+    state dict to read, where a PyTorch file holds several. labels: class indices or
     names, one for all folders or one for each. mean, std: one number a channel, of pixels in
-    [0, 1]. size: (height, width) in pixels. batch_size: images per forward pass.
+    [0, 1]. size: (height, width) in pixels. batch_size: images per forward pass. exif_rotation:
+    turn images as their EXIF data say. preset: torchvision weights whose way of resizing and
+    normalisation are used, or NO_PRESET for pbu's own way whatever a file states.
     """
 
     arch: str | None = None
@@ -210,3 +219,29 @@ class InputOptions:
     batch_size: int = 256
     skip_bad: bool = False
     deterministic: bool = False
+    exif_rotation: bool = True
+    preset: str | None = None
+    state_dict: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.batch_size <= MAX_BATCH:
+            raise InvalidUsage(
+                f"--batch-size {self.batch_size}: expected a number from 1 to {MAX_BATCH:,}"
+            )
+
+    def entry(self) -> dict[str, Any]:
+        """The options as records and metadata have them, without the folder of an absolute --arch.
+
+        `exif_rotation` is there only where it is off, `preset` and `state_dict` only where they are
+        given: a run without the flags writes the same bytes as versions did that had no such flags.
+        """
+        found = dict(vars(self))
+        if self.arch is not None and ":" in self.arch and os.path.isabs(self.arch):  # noqa: PTH117
+            found["arch"] = os.path.basename(self.arch)  # noqa: PTH119 (a path is the user's own)
+        if self.exif_rotation:
+            del found["exif_rotation"]
+        if self.preset is None:
+            del found["preset"]
+        if self.state_dict is None:
+            del found["state_dict"]
+        return found

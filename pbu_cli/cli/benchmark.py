@@ -11,15 +11,16 @@ import typer
 
 from pbu_cli import __version__
 from pbu_cli.benchmark.methods import NAMES, parse_methods
-from pbu_cli.cli.options import (
+from pbu_cli.cli.flags.parsing import size_in_pixels
+from pbu_cli.cli.flags.shared import (
     IMAGES,
     NETWORK,
     OUTPUT,
     Device,
     Json,
+    NoExifRotation,
     Quiet,
     Verbose,
-    size_in_pixels,
 )
 from pbu_cli.settings import SCHEMA
 
@@ -45,6 +46,7 @@ ImagesPerClass = Annotated[
     int | None,
     typer.Option(
         min=1,
+        max=1_000_000,
         help="Use at most this many images of each class in either split, for trials.",
         rich_help_panel=IMAGES,
     ),
@@ -88,10 +90,10 @@ Classes = Annotated[
 Methods = Annotated[
     str, typer.Option(metavar="M,M,...", help=f"all, or some of: {', '.join(NAMES)}.")
 ]
-Seeds = Annotated[int, typer.Option(min=1, help="How many originals to train.")]
+Seeds = Annotated[int, typer.Option(min=1, max=1000, help="How many originals to train.")]
 Epochs = Annotated[
     int | None,
-    typer.Option(min=1, help="Epochs of an original.", show_default="the recipe's"),
+    typer.Option(min=1, max=10_000, help="Epochs of an original.", show_default="the recipe's"),
 ]
 Results = Annotated[
     Path,
@@ -123,6 +125,7 @@ def benchmark(
     size: ImageSize = None,
     model: Model = "resnet34",
     arch: OwnArch = None,
+    no_exif_rotation: NoExifRotation = False,
     stem: Stem = "auto",
     classes: Classes = "0",
     methods: Methods = "all",
@@ -161,6 +164,7 @@ def benchmark(
             size=pixels,
             per_class=images_per_class,
             download=download and not dry_run,
+            exif_rotation=not no_exif_rotation,
             progress=lambda split, images: bar(images, split),
         )
     channels, own_size = data.preprocessing.channels, data.preprocessing.size
@@ -240,10 +244,5 @@ def _show(screen: Screen, plan: BenchmarkPlan, rows: list[Row], plot: Path | Non
 
 def _heading(plan: BenchmarkPlan) -> dict[str, Any]:
     """The entries of the JSON document that do not depend on what is measured."""
-    return {
-        "schema": SCHEMA,
-        "pbu": __version__,
-        "command": "benchmark",
-        "output": str(plan.folder()),
-        "protocol": plan.document(),
-    }
+    found = {"schema": SCHEMA, "pbu": __version__, "command": "benchmark"}
+    return {**found, "output": str(plan.folder()), "protocol": plan.document()}

@@ -6,8 +6,11 @@ rich markup, so that nothing from a file can escape into the terminal.
 
 from __future__ import annotations
 
+import errno
 import math
 import os
+import signal
+import stat
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pbu_cli import __version__
-from pbu_cli.errors import PbuError, printable
+from pbu_cli.errors import PbuError, Stopped, printable
 from pbu_cli.io.strict_json import to_json
 from pbu_cli.settings import SCHEMA
 
@@ -128,8 +131,16 @@ def silence(stream: TextIO) -> None:
 
 
 def _handle_lost(stream: Any, error: OSError) -> None:
-    """Handle a stream that takes no more output: raise PbuError for stdout, nothing for stderr."""
+    """Handle a stream that takes no more output.
+
+    Raises Stopped where it is a terminal that was closed, unless SIGHUP is ignored as under nohup;
+    PbuError for stdout; and nothing for stderr.
+    """
+    of_terminal = error.errno == errno.EIO and stat.S_ISCHR(os.fstat(stream.fileno()).st_mode)
     silence(stream)
+    hangup = getattr(signal, "SIGHUP", None)
+    if of_terminal and hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:
+        raise Stopped(hangup)
     if stream is not sys.stderr:
         raise PbuError(
             f"stdout: cannot be written: {error.strerror}; files that were to be written are whole,"

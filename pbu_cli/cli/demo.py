@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pbu_cli.cli.options import Device, Force, Json, Quiet, Verbose
+from pbu_cli.cli.flags.shared import Device, Force, Json, Quiet, Verbose
 from pbu_cli.cli.session import finish, open_session
 from pbu_cli.errors import CriterionNotMet, InvalidUsage, PbuError
 
@@ -56,8 +56,8 @@ def demo(
 def _write_and_train(screen: Screen, output: Path, device: str) -> DemoFiles:
     """Write the images, train the network on the training images, and write its checkpoint."""
     from pbu_cli.benchmark import demo_digits
-    from pbu_cli.data.decoding import decode
-    from pbu_cli.data.image_folders import list_groups, split_by_subfolder
+    from pbu_cli.images.decoding import decode
+    from pbu_cli.images.image_folders import list_groups, split_by_subfolder
     from pbu_cli.runtime.device import choose_device
 
     try:

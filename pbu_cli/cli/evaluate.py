@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from pbu_cli.cli.options import (
+from pbu_cli.cli.flags.parsing import input_options
+from pbu_cli.cli.flags.shared import (
     IMAGES,
     NETWORK,
     Arch,
@@ -20,15 +21,17 @@ from pbu_cli.cli.options import (
     Json,
     LabelFlag,
     Mean,
+    NoExifRotation,
+    Preset,
     Quiet,
     Record,
     Require,
     Seed,
     Size,
     SkipBad,
+    StateDict,
     Std,
     Verbose,
-    input_options,
 )
 from pbu_cli.cli.session import finish, open_session
 
@@ -50,9 +53,19 @@ Retain = Annotated[
         rich_help_panel=IMAGES,
     ),
 ]
+RetainOrder = Annotated[
+    Literal["name", "position", "one-based"] | None,
+    typer.Option(
+        help="How the folders of --retain stand for the classes: by name or number, by alphabetical"
+        " position as in torchvision's ImageFolder, or by number less one.",
+        show_default="name, held against the predictions",
+        rich_help_panel=IMAGES,
+    ),
+]
 Original = Annotated[
     Path | None,
     typer.Option(
+        readable=False,
         metavar="CHECKPOINT",
         help="The checkpoint before unlearning, to compare with. It brings the control too.",
         rich_help_panel=NETWORK,
@@ -61,9 +74,18 @@ Original = Annotated[
 Retrained = Annotated[
     Path | None,
     typer.Option(
+        readable=False,
         metavar="CHECKPOINT",
         help="A network trained without the class, to compare with.",
         rich_help_panel=NETWORK,
+    ),
+]
+Forgotten = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="CLASS",
+        help="A further class that was forgotten on purpose: A_Dr leaves it out. May be repeated.",
+        rich_help_panel=IMAGES,
     ),
 ]
 Audit = Annotated[
@@ -90,12 +112,15 @@ def evaluate(
     checkpoint: Checkpoint,
     forget: Forget,
     retain: Retain = None,
+    retain_order: RetainOrder = None,
     original: Original = None,
     retrained: Retrained = None,
+    forgotten: Forgotten = None,
     audit: Audit = False,
     members: Members = None,
     require: Require = None,
     arch: Arch = None,
+    state_dict: StateDict = None,
     device: Device = "auto",
     deterministic: Deterministic = False,
     batch_size: BatchSize = 256,
@@ -105,6 +130,8 @@ def evaluate(
     size: Size = None,
     channels: Channels = None,
     skip_bad: SkipBad = False,
+    no_exif_rotation: NoExifRotation = False,
+    preset: Preset = None,
     seed: Seed = 0,
     record: Record = None,
     as_json: Json = False,
@@ -117,7 +144,15 @@ def evaluate(
 
     screen, session = open_session(as_json, quiet, verbose)
     request = pipeline.EvaluationRequest(
-        ComparisonRequest(checkpoint, tuple(forget), retain, original, retrained),
+        ComparisonRequest(
+            checkpoint,
+            tuple(forget),
+            retain,
+            original,
+            retrained,
+            tuple(forgotten or ()),
+            retain_order,
+        ),
         input_options(context.params),
         audit,
         pipeline.AuditOptions(tuple(members or ()), seed),
@@ -133,6 +168,8 @@ def evaluate(
         for table in audit_tables(audited, seed):
             screen.table(table.title, table.columns, table.rows, *table.captions)
     result = pipeline.finish_evaluation(request, comparison, evaluation, audited, session)
+    for requirement in result.requirements:
+        screen.line(str(requirement))
     if record is not None:
         screen.line(f"wrote {record}")
     failure = f"{checkpoint}: {'; '.join(result.unmet)}" if result.unmet else ""

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from pbu_cli.cli.options import (
+from pbu_cli.cli.flags.parsing import input_options
+from pbu_cli.cli.flags.shared import (
     Arch,
     BatchSize,
     Channels,
@@ -22,17 +23,19 @@ from pbu_cli.cli.options import (
     LabelFlag,
     Layers,
     Mean,
+    NoExifRotation,
     Output,
+    Preset,
     Quiet,
     Seed,
     Size,
     SkipBad,
+    StateDict,
     Std,
     Verbose,
-    input_options,
 )
 from pbu_cli.cli.session import finish_dry, open_session
-from pbu_cli.settings import FisherSettings
+from pbu_cli.settings import DEFAULT, FisherSettings
 
 if TYPE_CHECKING:
     from pbu_cli.cli.console import Screen
@@ -46,8 +49,9 @@ def fisher(
     output: Output = None,
     estimator: EstimatorFlag = "empirical",
     draws: Draws = 1,
-    layers: Layers = "all",
+    layers: Layers = DEFAULT.layers,
     arch: Arch = None,
+    state_dict: StateDict = None,
     device: Device = "auto",
     deterministic: Deterministic = False,
     batch_size: BatchSize = 256,
@@ -57,6 +61,8 @@ def fisher(
     size: Size = None,
     channels: Channels = None,
     skip_bad: SkipBad = False,
+    no_exif_rotation: NoExifRotation = False,
+    preset: Preset = None,
     seed: Seed = 0,
     force: Force = False,
     dry_run: DryRun = False,

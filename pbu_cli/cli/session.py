@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from pbu_cli.errors import CriterionNotMet, printable
 
 if TYPE_CHECKING:
     from pbu_cli.cli.console import Screen
     from pbu_cli.pipeline.session import Session
+
+logger = logging.getLogger(__name__)
 
 LOG_FORMAT = "%(relativeCreated)7.0f ms  %(name)s: %(message)s"
 
@@ -27,6 +30,7 @@ def open_session(as_json: bool, quiet: bool, verbose: bool = False) -> tuple[Scr
     from pbu_cli.inputs.inferred import InferenceLog
     from pbu_cli.pipeline.session import Session
 
+    keep_libraries_quiet()
     if verbose:
         log_to_stderr()
     screen = Screen(as_json=as_json, quiet=quiet)
@@ -53,14 +57,36 @@ class _PrintableFormatter(logging.Formatter):
         return printable(super().format(record), 4000)
 
 
+def keep_libraries_quiet() -> None:
+    """Keep the warnings and logs of torch and other libraries off stderr, where only pbu writes.
+
+    A warning becomes a line of the package's log, which `--verbose` shows.
+    """
+    root = logging.getLogger()
+    if not root.handlers:  # logging writes warnings to stderr where there is no handler at all
+        root.addHandler(logging.NullHandler())
+
+    def log(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        logger.debug("%s:%d: %s: %s", filename, lineno, category.__name__, message)
+
+    warnings.showwarning = log
+
+
 def log_to_stderr() -> None:
     """Have the package's loggers write to stderr, once."""
-    logger = logging.getLogger("pbu_cli")
-    if not logger.handlers:
+    package = logging.getLogger("pbu_cli")
+    if not package.handlers:
         handler = logging.StreamHandler()
         handler.setFormatter(_PrintableFormatter(LOG_FORMAT))
-        logger.addHandler(handler)
-    logger.setLevel(logging.DEBUG)
+        package.addHandler(handler)
+    package.setLevel(logging.DEBUG)
 
 
 def finish_dry(screen: Screen, session: Session, command: str, place: Path) -> None:

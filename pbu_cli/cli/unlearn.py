@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from pbu_cli.cli.options import (
-    LAYERS,
+from pbu_cli.cli.flags.parsing import input_options
+from pbu_cli.cli.flags.shared import (
     Arch,
     BatchSize,
     Channels,
@@ -23,107 +22,44 @@ from pbu_cli.cli.options import (
     Json,
     LabelFlag,
     Mean,
+    NoExifRotation,
     Output,
+    Preset,
     Quiet,
     Record,
     RecordKey,
     Seed,
     Size,
     SkipBad,
+    StateDict,
     Std,
     Verbose,
-    input_options,
+)
+from pbu_cli.cli.flags.unlearning import (
+    Again,
+    Alpha,
+    Anchors,
+    Beta,
+    Delta,
+    Epsilon,
+    Fast,
+    FisherFile,
+    Gamma,
+    MaxDamage,
+    NoMirror,
+    Steps,
+    TrainedLayers,
+    Yes,
+    Zeta,
 )
 from pbu_cli.cli.session import finish, finish_dry, open_session
-from pbu_cli.settings import DEFAULT, FAST, FORGOTTEN
+from pbu_cli.errors import InvalidUsage
+from pbu_cli.settings import DEFAULT, FAST
 
 if TYPE_CHECKING:
     from pbu_cli.cli.console import Screen
     from pbu_cli.inputs.prepare import UnlearningInputs
     from pbu_cli.pipeline.unlearn import UnlearningResult
-
-
-def _weight(name: str, text: str) -> typer.models.OptionInfo:
-    """The flag of a weight, with its defaults shown."""
-    default, fast = (getattr(settings.weights, name) for settings in (DEFAULT, FAST))
-    shown = f"{default:g}" if default == fast else f"{default:g}; --fast: {fast:g}"
-    found: typer.models.OptionInfo = typer.Option(min=0, help=text, show_default=shown)
-    return found
-
-
-Fast = Annotated[
-    bool,
-    typer.Option(
-        "--fast", help="Change the logits and hardly the features, without anchors: seconds."
-    ),
-]
-Alpha = Annotated[float | None, _weight("alpha", "Weight of forgetting.")]
-Beta = Annotated[float | None, _weight("beta", "Weight of the Fisher-weighted distance.")]
-Gamma = Annotated[float | None, _weight("gamma", "Weight of the squared distance.")]
-Delta = Annotated[
-    float | None,
-    _weight("delta", "Weight of stable logits; 0 is the paper's objective, without anchors."),
-]
-Epsilon = Annotated[
-    float | None,
-    _weight("epsilon", "Weight of stable logits and features on the anchors."),
-]
-Zeta = Annotated[
-    float | None,
-    _weight(
-        "zeta",
-        "Weight of the loss that keeps a linear probe from separating forget features from"
-        " anchor features.",
-    ),
-]
-Anchors = Annotated[
-    int | None,
-    typer.Option(
-        min=0,
-        max=100_000,
-        help="How many inputs to synthesise for the classes that are kept.",
-        show_default=f"{DEFAULT.anchors}; --fast: none",
-    ),
-]
-NoMirror = Annotated[
-    bool,
-    typer.Option(
-        "--no-mirror",
-        help="Never use mirrored images. By default they join the forget images where the network"
-        " recognises the class in them.",
-    ),
-]
-Steps = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        help="Take at most this many steps.",
-        show_default=f"{DEFAULT.schedule.steps}; --fast: {FAST.schedule.steps}",
-    ),
-]
-MaxDamage = Annotated[
-    float | None,
-    typer.Option(
-        min=0,
-        max=100,
-        metavar="POINTS",
-        help="Exit with 5 where A_Dr is estimated to have lost more.",
-        show_default="no limit",
-    ),
-]
-TrainedLayers = Annotated[
-    str | None,
-    typer.Option(
-        metavar=LAYERS,
-        help="Which parameters train: the last stage, the last stage and the head, the head, all,"
-        " or a pattern in their names. With anchors the head's row of the class moves too.",
-        show_default=f"{DEFAULT.layers}; --fast: {FAST.layers}",
-    ),
-]
-FisherFile = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", help="Fisher file of `pbu fisher`.", show_default="measured now"),
-]
 
 
 def unlearn(
@@ -147,6 +83,7 @@ def unlearn(
     estimator: EstimatorFlag = "empirical",
     draws: Draws = 1,
     arch: Arch = None,
+    state_dict: StateDict = None,
     device: Device = "auto",
     deterministic: Deterministic = False,
     batch_size: BatchSize = 256,
@@ -156,7 +93,11 @@ def unlearn(
     size: Size = None,
     channels: Channels = None,
     skip_bad: SkipBad = False,
+    no_exif_rotation: NoExifRotation = False,
+    preset: Preset = None,
     seed: Seed = 0,
+    again: Again = False,
+    yes: Yes = False,
     force: Force = False,
     record: Record = None,
     record_key: RecordKey = None,
@@ -166,9 +107,14 @@ def unlearn(
     verbose: Verbose = False,
 ) -> None:
     """Make the checkpoint forget the class and write a new checkpoint."""
-    from pbu_cli.pipeline.unlearn import UnlearningRequest, prepare_unlearning, run_unlearning
-    from pbu_cli.records.writer import RecordFiles
+    from pbu_cli.pipeline.criteria import failure, held_against_max_damage
+    from pbu_cli.pipeline.history import AlreadyForgotten
+    from pbu_cli.pipeline.request import UnlearningRequest
+    from pbu_cli.pipeline.unlearn import prepare_unlearning, run_unlearning
+    from pbu_cli.records.places import RecordFiles
 
+    if max_damage is not None and not 0 <= max_damage <= 100:  # NaN passes some versions of click
+        raise InvalidUsage(f"--max-damage {max_damage}: expected points from 0 to 100")
     screen, session = open_session(as_json, quiet, verbose)
     options = input_options(context.params)
     settings = (FAST if fast or delta == 0 else DEFAULT).adjusted(
@@ -176,17 +122,16 @@ def unlearn(
         steps=steps, seed=seed, mirror=0.0 if no_mirror else None,
         layers=layers or None, anchors=anchors, estimator=estimator, draws=draws,
     )  # fmt: skip
+    records = RecordFiles(record, record_key)
     request = UnlearningRequest(
-        checkpoint,
-        tuple(forget),
-        output,
-        settings,
-        options,
-        fisher,
-        RecordFiles(record, record_key),
-        force,
+        checkpoint, tuple(forget), output, settings, options, fisher, records, force, again, yes
     )
-    prepared = prepare_unlearning(request, session)
+    try:
+        prepared = prepare_unlearning(request, session)
+    except AlreadyForgotten as found:
+        screen.line(str(found))
+        screen.document({**session.heading("unlearn"), "already_forgotten": True})
+        return
     if dry_run:
         finish_dry(screen, session, "unlearn", request.place)
         return
@@ -195,7 +140,12 @@ def unlearn(
     for written in (request.place, record, record_key):
         if written is not None:
             screen.line(f"wrote {written}")
-    finish(screen, result.document, _failure(result, max_damage))
+    document = result.document
+    if max_damage is not None:
+        requirement = held_against_max_damage(result, checkpoint, max_damage)
+        screen.line(str(requirement))
+        document = {**document, "requirements": [requirement.document()]}
+    finish(screen, document, failure(result, max_damage))
 
 
 def _show(screen: Screen, inputs: UnlearningInputs, result: UnlearningResult) -> None:
@@ -230,20 +180,3 @@ def _show(screen: Screen, inputs: UnlearningInputs, result: UnlearningResult) ->
         f"loaded in {seconds['load']:.1f} s, Fisher {seconds['fisher']:.1f} s, unlearning and"
         f" writing {seconds['unlearn']:.1f} s",
     )
-
-
-def _failure(result: UnlearningResult, max_damage: float | None) -> str:
-    """The criterion that the run did not meet, in one line; empty where all are met."""
-    done = result.unlearned
-    if not done.forgotten:
-        return (
-            f"{result.output}: written, but {done.a_df:.2f} % of the forget images are still"
-            f" recognised (at most {FORGOTTEN} expected) after {done.steps} steps; {done.reason}"
-        )
-    if max_damage is not None and done.accuracy_loss.estimate > max_damage:
-        return (
-            f"{result.output}: written, but A_Dr is estimated to have lost {done.accuracy_loss}"
-            f" points (at most {max_damage:g} expected); {done.reason}: lower --alpha, or measure"
-            " it with pbu evaluate --retain"
-        )
-    return ""

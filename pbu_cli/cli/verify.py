@@ -7,12 +7,14 @@ from typing import Annotated
 
 import typer
 
-from pbu_cli.cli.options import IMAGES, Json, Quiet, Verbose
+from pbu_cli.cli.flags.shared import IMAGES, Json, Quiet, Verbose
 from pbu_cli.cli.session import finish, open_session
 
 
 def verify(
-    record: Annotated[Path, typer.Argument(metavar="RECORD", help="A file that --record wrote.")],
+    record: Annotated[
+        Path, typer.Argument(metavar="RECORD", readable=False, help="A file that --record wrote.")
+    ],
     record_key: Annotated[
         Path | None,
         typer.Option(
@@ -29,6 +31,13 @@ def verify(
             rich_help_panel=IMAGES,
         ),
     ] = None,
+    files_anywhere: Annotated[
+        bool,
+        typer.Option(
+            "--files-anywhere",
+            help="Also read files that the record names outside its own folder.",
+        ),
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -43,6 +52,7 @@ def verify(
         None if record_key is None else read_key(record_key),
         forget or (),
         session.stdin,
+        anywhere=files_anywhere,
     )
     words = {True: "yes", False: "NO", None: "unknown"}
     screen.table(

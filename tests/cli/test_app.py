@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from pbu_cli.benchmark.demo_digits import DemoFiles
 from pbu_cli.cli.session import log_to_stderr
+from pbu_cli.records.statement import statement
 from tests.cli.conftest import FAST
 from tests.conftest import Ran
 
@@ -219,7 +221,7 @@ def test_what_a_network_prints_does_not_stand_among_the_results(
     net = tmp_path / "net.py"
     net.write_text(
         "from pbu_cli.benchmark.demo_digits import ARCHITECTURE\n"
-        "from pbu_cli.models.build import build\n"
+        "from pbu_cli.models.sources.torchvision_build import build\n"
         "def net():\n    network = build(ARCHITECTURE)\n    inner = network.forward\n"
         "    network.forward = lambda x: (print('debug', x.shape), inner(x))[1]\n"
         "    return network\n"
@@ -270,3 +272,33 @@ def test_a_name_in_config_json_that_is_no_architecture_is_told_as_its_own(
         assert done.code == 3, done.err
         assert said in done.err
         assert "--arch vit" not in done.err
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_a_terminal_without_a_letter_gets_its_escape(tmp_path: Path, encoding: str) -> None:
+    """The name of a file may have letters that the encoding of the terminal lacks."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pbu_cli", "verify", "\u0436.json"], cwd=tmp_path, check=False,
+        env={**os.environ, "PYTHONIOENCODING": encoding}, capture_output=True,
+    )  # fmt: skip
+    assert done.returncode == 3
+    assert b"\\u0436.json: no such record" in done.stderr
+
+
+def test_a_terminal_that_was_closed_ends_the_run_with_129(tmp_path: Path) -> None:
+    script = (
+        "import os, signal, sys, pty\n"
+        "master, slave = pty.openpty()\n"
+        "os.dup2(slave, 1)\n"
+        "os.close(slave), os.close(master)\n"
+        "sys.argv = ['pbu', 'verify', 'run.json']\n"
+        "from pbu_cli.__main__ import main\n"
+        "main()\n"
+    )
+    (tmp_path / "x").write_text("x")
+    entry = {"role": "config", "path": "x", "sha256": hashlib.sha256(b"x").hexdigest()}
+    (tmp_path / "run.json").write_text(json.dumps(statement([entry])))
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, check=False, capture_output=True
+    )
+    assert done.returncode == 129, done.stderr

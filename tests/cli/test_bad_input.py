@@ -27,7 +27,7 @@ from tests.conftest import Ran
 Run = Callable[..., Ran]
 PAIR = """
 from pbu_cli.benchmark.demo_digits import ARCHITECTURE
-from pbu_cli.models.build import build
+from pbu_cli.models.sources.torchvision_build import build
 def pair():
     network = build(ARCHITECTURE)
     network.register_forward_hook(lambda module, inputs, logits: (logits, inputs))
@@ -173,7 +173,7 @@ def test_a_checkpoint_that_is_a_folder_is_refused_by_name(
 ) -> None:
     done = pbu(command, path, "--forget", digits.train / "8", "-q")
     assert done.code == 3
-    assert "cannot read the checkpoint" in done.err
+    assert "expected model.safetensors" in done.err
 
 
 @pytest.mark.slow
@@ -270,9 +270,8 @@ def test_memory_that_runs_out_is_one_line(digits: DemoFiles, tmp_path: Path) -> 
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
-    assert done.stderr == (
-        "error: out of memory; lower --batch-size or --size, or use another --device\n"
-    )
+    assert done.stderr.startswith("error: out of memory")  # foreseen or not, by the machine
+    assert done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 
@@ -302,7 +301,7 @@ def test_an_interrupted_run_says_so_and_leaves_nothing_behind(
     try:
         assert process.stderr is not None
         for line in process.stderr:
-            if line.startswith("trains"):
+            if line.startswith("needs"):  # the last line before the work
                 break
         time.sleep(1)
         process.send_signal(number)

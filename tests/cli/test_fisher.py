@@ -21,12 +21,15 @@ def test_a_fisher_file_gives_the_same_result_as_measuring_again(
     pbu: Callable[..., Ran], digits: DemoFiles, tmp_path: Path
 ) -> None:
     fisher = tmp_path / "f.safetensors"
-    assert pbu("fisher", digits.checkpoint, "--forget", digits.train / "8", "-o", fisher).code == 0
+    measured = pbu("fisher", digits.checkpoint, "--forget", digits.train / "8", "-o", fisher,
+                   "--layers", "last")  # fmt: skip  # --fast trains this layer
+    assert measured.code == 0
     sums = set()
     for number, flags in enumerate(([], ["--fisher", fisher])):
         output = tmp_path / f"{number}.safetensors"
-        pbu("unlearn", digits.checkpoint, "--forget", digits.train / "8", "-o", output, *FAST,
-            *flags)  # fmt: skip
+        done = pbu("unlearn", digits.checkpoint, "--forget", digits.train / "8", "-o", output,
+                   *FAST, *flags)  # fmt: skip
+        assert done.code in (0, 5)
         sums.add(sha256(output))
     assert len(sums) == 1
 

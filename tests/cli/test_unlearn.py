@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pbu_cli.benchmark.demo_digits import DemoFiles
-from pbu_cli.data.decoding import decode
-from pbu_cli.data.image_folders import list_groups, split_by_subfolder
+from pbu_cli.images.decoding import decode
+from pbu_cli.images.image_folders import list_groups, split_by_subfolder
 from pbu_cli.settings import DEFAULT
 from pbu_cli.settings import FAST as FAST_SETTINGS
 from pbu_cli.unlearning.model_inversion import synthesise_anchors
@@ -27,7 +27,7 @@ from tests.conftest import Ran
 UNHEARD = """
 from torch.nn.functional import linear
 from pbu_cli.benchmark.demo_digits import ARCHITECTURE
-from pbu_cli.models.build import build
+from pbu_cli.models.sources.torchvision_build import build
 def unheard():
     network = build(ARCHITECTURE)
     *body, head = network.children()

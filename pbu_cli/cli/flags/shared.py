@@ -5,19 +5,22 @@ No torch here: `--help` and usage errors answer at once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from pbu_cli.errors import InvalidUsage, printable
-from pbu_cli.settings import Estimator, InputOptions
+from pbu_cli.settings import MAX_BATCH, MAX_DRAWS, Estimator
 
 NETWORK, IMAGES, OUTPUT = "Network", "Images", "Output"  # panels of --help
 
 Checkpoint = Annotated[
-    Path, typer.Argument(metavar="CHECKPOINT", help="A .safetensors, .pt, .pth or .th file.")
+    Path,
+    typer.Argument(
+        metavar="CHECKPOINT",
+        readable=False,
+        help="A safetensors or PyTorch file, or a folder as timm or transformers saved it.",
+    ),
 ]
 Forget = Annotated[
     list[str],
@@ -31,9 +34,20 @@ Forget = Annotated[
 Arch = Annotated[
     str | None,
     typer.Option(
-        metavar="NAME|FILE.py:FUNCTION|pkg.mod:FUNCTION",
-        help="torchvision classifier, or a function that returns the module.",
+        metavar="NAME|timm:NAME|FILE.py:FUNCTION|pkg.mod:FUNCTION",
+        help="torchvision classifier, one of timm (timm:NAME), or a function that returns the"
+        " module.",
         show_default="from config.json, metadata or the tensors",
+        rich_help_panel=NETWORK,
+    ),
+]
+StateDict = Annotated[
+    str | None,
+    typer.Option(
+        "--state-dict",
+        metavar="KEY",
+        help="Which of several state dicts in a PyTorch file to read, such as model_ema.",
+        show_default="the only one",
         rich_help_panel=NETWORK,
     ),
 ]
@@ -76,11 +90,7 @@ Size = Annotated[
 Channels = Annotated[
     int | None,
     typer.Option(
-        min=1,
-        max=4,
-        help="Image channels.",
-        show_default="the network's",
-        rich_help_panel=IMAGES,
+        min=1, max=4, help="Image channels.", show_default="the network's", rich_help_panel=IMAGES
     ),
 ]
 SkipBad = Annotated[
@@ -88,6 +98,24 @@ SkipBad = Annotated[
     typer.Option(
         "--skip-bad",
         help="Go on without unreadable images, and count them.",
+        rich_help_panel=IMAGES,
+    ),
+]
+NoExifRotation = Annotated[
+    bool,
+    typer.Option(
+        "--no-exif-rotation",
+        help="Do not turn images as their EXIF data say; torchvision's ImageFolder does not.",
+        rich_help_panel=IMAGES,
+    ),
+]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WEIGHTS|none",
+        help="Resize and normalise as torchvision evaluates these weights (IMAGENET1K_V2); none:"
+        " pbu's own way, whatever a file states.",
+        show_default="as config.json, preprocessor_config.json or metadata state",
         rich_help_panel=IMAGES,
     ),
 ]
@@ -108,7 +136,8 @@ Deterministic = Annotated[
     ),
 ]
 BatchSize = Annotated[
-    int, typer.Option(min=1, help="Images per forward pass.", rich_help_panel=NETWORK)
+    int,
+    typer.Option(min=1, max=MAX_BATCH, help="Images per forward pass.", rich_help_panel=NETWORK),
 ]
 Seed = Annotated[
     int, typer.Option(min=0, max=2**63 - 1, help="Order of the images, and random draws.")
@@ -129,25 +158,23 @@ EstimatorFlag = Annotated[
         " the model's predictions; mc: of labels drawn from the predictions."
     ),
 ]
-Draws = Annotated[int, typer.Option(min=1, help="Draws per image of --estimator mc.")]
+Draws = Annotated[
+    int, typer.Option(min=1, max=MAX_DRAWS, help="Draws per image of --estimator mc.")
+]
 Output = Annotated[
     Path | None,
     typer.Option(
         "--output",
         "-o",
         metavar="FILE.safetensors",
-        help="Where to write.",
+        help="Where to write; unlearn writes a folder if CHECKPOINT is one.",
         show_default="beside the checkpoint",
         rich_help_panel=OUTPUT,
     ),
 ]
 Force = Annotated[
     bool,
-    typer.Option(
-        "--force",
-        help="Replace an existing output.",
-        rich_help_panel=OUTPUT,
-    ),
+    typer.Option("--force", help="Replace an existing output.", rich_help_panel=OUTPUT),
 ]
 Json = Annotated[
     bool, typer.Option("--json", help="One JSON document on stdout.", rich_help_panel=OUTPUT)
@@ -193,53 +220,3 @@ Require = Annotated[
         rich_help_panel=OUTPUT,
     ),
 ]
-
-
-def input_options(flags: Mapping[str, Any]) -> InputOptions:
-    """What the flags of a command, by parameter name, say about network and images.
-
-    Raises InvalidUsage where the text of a flag cannot be read.
-    """
-    return InputOptions(
-        arch=flags["arch"],
-        labels=tuple(flags["label"] or ()),
-        mean=_numbers("--mean", flags["mean"]),
-        std=_numbers("--std", flags["std"], positive=True),
-        size=size_in_pixels(flags["size"]),
-        channels=flags["channels"],
-        device=flags["device"],
-        batch_size=flags["batch_size"],
-        skip_bad=flags["skip_bad"],
-        deterministic=flags["deterministic"],
-    )
-
-
-def _numbers(flag: str, text: str | None, *, positive: bool = False) -> tuple[float, ...] | None:
-    """The numbers of a text such as `0.485,0.456,0.406`."""
-    if text is None:
-        return None
-    try:
-        numbers = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        numbers = ()
-    valid = all(abs(number) < 1e6 and (number > 0 or not positive) for number in numbers)
-    if not numbers or not valid:
-        kind = "positive numbers" if positive else "numbers"
-        raise InvalidUsage(
-            f"{flag} {printable(text)}: expected {kind} such as 0.485,0.456,0.406, one a channel"
-        )
-    return numbers
-
-
-def size_in_pixels(text: str | None) -> tuple[int, int] | None:
-    """(height, width) of a text such as `224` or `192x256`.
-
-    >>> size_in_pixels("224"), size_in_pixels("192x256")
-    ((224, 224), (192, 256))
-    """
-    if text is None:
-        return None
-    parts = text.lower().split("x")
-    if len(parts) > 2 or not all(part.isdecimal() and 1 <= int(part) <= 4096 for part in parts):
-        raise InvalidUsage(f"--size {printable(text)}: expected pixels such as 224 or 192x256")
-    return int(parts[0]), int(parts[-1])
