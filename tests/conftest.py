@@ -12,8 +12,8 @@ import torch
 
 from pbu_cli.__main__ import run
 from pbu_cli.benchmark.demo_digits import DemoFiles, train_digits, write_checkpoint, write_digits
-from pbu_cli.data.decoding import decode
-from pbu_cli.data.image_folders import list_groups, split_by_subfolder
+from pbu_cli.images.decoding import decode
+from pbu_cli.images.image_folders import list_groups, split_by_subfolder
 from tests.measure.archives import SHARED, unpack
 
 SLOW_FIXTURES = {"clean", "recorded", "unlearned"}  # each runs whole commands

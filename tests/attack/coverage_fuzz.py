@@ -18,15 +18,19 @@ def main() -> None:
 
     with atheris.instrument_imports(include=["pbu_cli"]):
         from tests.attack import cases
+        from tests.attack.cell_cases import cell_original
         from tests.attack.fuzz import attempt
+        from tests.attack.pickle_cases import FRAGMENTS
         from tests.attack.targets import targets
     name = sys.argv.pop(1)
     target = targets()[name]
     originals = {
         "pickle": cases.pickles,
+        "opcodes": lambda: [b"}(" + fragment + b"u." for fragment in FRAGMENTS],
         "image": cases.pictures,
         "fisher": lambda: (cases.fisher_original(),),
         "record": lambda: (cases.record_original(),),
+        "cell": lambda: (cell_original(),),
     }.get(name, lambda: (b"{}", b"valid.png\na.png"))()
     with tempfile.TemporaryDirectory() as corpus:
         for number, original in enumerate(originals):

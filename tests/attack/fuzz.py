@@ -94,7 +94,7 @@ def main() -> None:
         for name, target in chosen.items():
             try:
                 fuzz(target, cases=200, seed=seed, seen=seen[name])
-            except (Exception, Hang) as error:  # noqa: PERF203
+            except (Exception, Hang) as error:
                 key = f"{name}: {type(error).__name__}: {str(error)[:200]!r}"
                 faults[key] += 1
                 if faults[key] == 1:

@@ -9,22 +9,21 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import torch
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from pbu_cli.data.decoding import common_size, decode
-from pbu_cli.data.image_folders import list_groups, split_by_subfolder
+from pbu_cli.data import labelled_list
 from pbu_cli.errors import CheckpointError
-from pbu_cli.evaluation import retained_images
 from pbu_cli.fisher import fisher_file
+from pbu_cli.images.decoding import decode
+from pbu_cli.images.image_folders import list_groups, split_by_subfolder
+from pbu_cli.images.image_sizes import usual_size
 from pbu_cli.io import checkpoint
 from pbu_cli.io.strict_json import from_json
-from pbu_cli.models.architecture_inference import infer
 from pbu_cli.models.model_config import describe
+from pbu_cli.models.sources.torchvision_inference import infer
 from pbu_cli.records.verifier import verify
 from tests.attack.cases import (
     DESCRIBED,
@@ -40,6 +39,8 @@ from tests.attack.cases import (
     safetensors_files,
     tensors,
 )
+from tests.attack.cell_cases import cells, feed_cell
+from tests.attack.pickle_cases import feed_opcodes, opcodes
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def feed_image(data: bytes, folder: Path) -> None:
     (folder / "8" / "a.png").write_bytes(data)
     (folder / "8" / "b.jpg").write_bytes(pictures()[0])
     groups = list_groups([str(folder / "8")])
-    common_size(groups, 1)
+    usual_size(groups, 1)
     decode(groups, channels=3, size=(8, 8), workers=1)
 
 
@@ -139,12 +140,11 @@ def feed_list(data: bytes, folder: Path) -> None:
 
 def feed_csv(data: bytes, folder: Path) -> None:
     (folder / "list.csv").write_bytes(data)
-    loaded = SimpleNamespace(
-        network=SimpleNamespace(num_classes=3), description=SimpleNamespace(label_names=None)
+    (folder / "valid.png").write_bytes(pictures()[0])
+    found = labelled_list.read_labelled_list(
+        folder / "list.csv", ["cat", "dog", "7"], 3, skip_missing=False
     )
-    inputs: Any = SimpleNamespace(loaded=loaded)
-    groups = retained_images._groups_from_csv(folder / "list.csv", inputs)
-    decode([group for group, _ in groups], channels=1, size=(4, 4), workers=1)
+    decode(found.groups, channels=1, size=(4, 4), workers=1)
 
 
 def targets() -> dict[str, Target]:
@@ -153,10 +153,12 @@ def targets() -> dict[str, Target]:
         "safetensors": Target(safetensors_files() | edited(valid), feed_checkpoint),
         "pickle": Target(edited(*pickles()) | st.sampled_from(pickles()) | st.binary(max_size=60),
                          lambda data, folder: feed_checkpoint(data, folder, ".pt")),
+        "opcodes": Target(opcodes(), feed_opcodes),
         "config": Target(json_texts(DESCRIBED), feed_description),
         "metadata": Target(json_texts(DESCRIBED), feed_metadata),
         "fisher": Target(edited(fisher_original()), feed_fisher),
         "record": Target(edited(record_original()) | json_texts(RECORDED), feed_record),
+        "cell": Target(cells(), feed_cell),
         "image": Target(edited(*pictures()) | st.binary(max_size=60), feed_image),
         "names": Target(LINES, feed_names),
         "list": Target(LINES | LINES.map(lambda text: text.replace(b"\n", b"\0")), feed_list),

@@ -24,15 +24,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pbu_cli.data.decoding import decode
-from pbu_cli.data.image_folders import list_groups, split_by_subfolder
 from pbu_cli.data.preprocessing import normalise
 from pbu_cli.errors import PbuError
+from pbu_cli.images.decoding import decode
+from pbu_cli.images.image_folders import list_groups, split_by_subfolder
 from pbu_cli.inputs.inferred import InferenceLog
 from pbu_cli.inputs.loaded_model import load_model
 from pbu_cli.inputs.prepare import prepare_inputs
 from pbu_cli.models.frozen_backbone import extract, from_features
-from pbu_cli.models.parameter_groups import head_module
 from pbu_cli.pipeline.fisher import measure_fisher
 from pbu_cli.pipeline.forget_set import build_forget_set
 from pbu_cli.settings import DEFAULT, FAST, FisherSettings, InputOptions, UnlearningSettings
@@ -101,7 +100,7 @@ class Case:
         self.model = self.inputs.loaded.network.module
         self.forget, _ = build_forget_set(self.inputs, replace(DEFAULT.schedule, mirror=0.0))
         self._extract_test_images(root / "test", label)
-        head = head_module(self.model, self.inputs.loaded.network.builder)
+        head = self.inputs.loaded.network.layout.head_layer
         assert head is not None
         self.head = head
         with from_features(self.model, self.inputs.split_point):

@@ -29,8 +29,8 @@ from pbu_cli.benchmark.counting_loader import CountingLoader
 from pbu_cli.benchmark.methods import finetune, pbu_paper
 from pbu_cli.benchmark.methods.task import Task
 from pbu_cli.benchmark.training import COLOUR, GREY
-from pbu_cli.data.decoding import decode
-from pbu_cli.data.image_folders import list_groups
+from pbu_cli.images.decoding import decode
+from pbu_cli.images.image_folders import list_groups
 from pbu_cli.inputs.inferred import InferenceLog
 from pbu_cli.inputs.loaded_model import load_model
 from pbu_cli.inputs.prepare import UnlearningInputs, prepare_inputs

@@ -1,4 +1,4 @@
-"""Write `pbu_cli/models/registry.json` from the installed torchvision.
+"""Write `pbu_cli/models/sources/torchvision_registry.json` from the installed torchvision.
 
 python -m tests.measure.make_registry
 """
@@ -12,11 +12,11 @@ import torchvision
 from torch import nn
 from torchvision.models import get_model, list_models
 
-from pbu_cli.models.architecture_inference import POSITIONS
-from pbu_cli.models.build import WeightsOnMeta
-from pbu_cli.models.registry import AUXILIARY, CHANNELS, CLASSES, TOKENS
+from pbu_cli.models.sources.construction import WeightsOnMeta
+from pbu_cli.models.sources.torchvision_inference import POSITIONS
+from pbu_cli.models.sources.torchvision_registry import AUXILIARY, CHANNELS, CLASSES, TOKENS
 
-FILE = Path(__file__).parents[2] / "pbu_cli" / "models" / "registry.json"
+FILE = Path(__file__).parents[2] / "pbu_cli" / "models" / "sources" / "torchvision_registry.json"
 ODD_CLASSES = 1009  # a prime that is no layer's width, so that it marks the heads
 
 Shape = tuple[int | str, ...]

@@ -22,10 +22,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchvision.models import get_model
 
-from pbu_cli.models.architecture_inference import infer
-from pbu_cli.models.build import build
-from pbu_cli.models.load import load_tensors
-from pbu_cli.models.registry import AUXILIARY, Architecture
+from pbu_cli.models.network import load_tensors
+from pbu_cli.models.sources.torchvision_build import build
+from pbu_cli.models.sources.torchvision_inference import infer
+from pbu_cli.models.sources.torchvision_registry import AUXILIARY, Architecture
 from tests.measure.make_registry import classifiers
 
 IMAGE_SIZES = {"inception_v3": 96, "maxvit_t": 224, "vit_h_14": 56}
@@ -90,12 +90,12 @@ def torchvision_model(asked: Architecture, image_size: int) -> nn.Module:
         model.conv1 = nn.Conv2d(
             asked.in_channels, 64, kernel_size=7, stride=2, padding=3, bias=False
         )
-    _disturb(model)
+    disturb(model)
     return model.eval()
 
 
 @torch.no_grad()
-def _disturb(model: nn.Module) -> None:
+def disturb(model: nn.Module) -> None:
     """Put random values where torchvision starts from constants, so that every tensor matters.
 
     A ViT's head starts at zero, ConvNeXt's layer scale at 1e-6, and statistics at 0 and 1.

@@ -90,7 +90,7 @@ def row(
     output = str(place / f"{case}-{label}-{seed}.safetensors")
     start = time.perf_counter()
     code, done = pbu("unlearn", checkpoint, "--forget", str(forget), "-o", output, "--force",
-                     "--seed", str(seed), *case_flags, *flags)  # fmt: skip
+                     "--label", str(label), "--seed", str(seed), *case_flags, *flags)  # fmt: skip
     seconds = time.perf_counter() - start
     test = data / archive / "test"
     compared = [] if before else ["--original", checkpoint]

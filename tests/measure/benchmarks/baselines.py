@@ -28,7 +28,7 @@ from pbu_cli.benchmark.methods.task import Result, Task
 from pbu_cli.benchmark.networks import choose_network
 from pbu_cli.benchmark.training import recipe_for
 from pbu_cli.io.checkpoint import read
-from pbu_cli.models.load import load_tensors as load_weights
+from pbu_cli.models.network import load_tensors as load_weights
 
 HELD_OUT = 10  # one image in so many is held out
 CANDIDATES: dict[str, tuple[Any, list[dict[str, float]]]] = {

@@ -39,9 +39,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from pbu_cli.data.decoding import decode
-from pbu_cli.data.image_folders import list_groups
 from pbu_cli.data.preprocessing import batches
+from pbu_cli.images.decoding import decode
+from pbu_cli.images.image_folders import list_groups
 from pbu_cli.settings import Preprocessing
 from tests.measure.archives import SHARED, unpack
 

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.models import get_model
 
-from pbu_cli.models.channels_last import put_channels_last
-from pbu_cli.models.kernel_cropping import cropped, find_crops
+from pbu_cli.models.kernels.channels_last import put_channels_last
+from pbu_cli.models.kernels.kernel_cropping import cropped, find_crops
 from pbu_cli.runtime.device import compute_in_float32
 from pbu_cli.settings import Preprocessing, Schedule, Weights
 from pbu_cli.unlearning.forget_set import ForgetSet
