@@ -3,9 +3,10 @@
     python -m tests.measure.needs_table IMAGES [NAME ...] --work FOLDER [--flags FLAGS] [--csv FILE]
 
 IMAGES is a folder of images of one class. The networks have random weights, because the class does
-not change what a run needs. FLAGS are further flags of `pbu unlearn`, such as '--steps 20' for a
-network that one core would work on for hours. What was taken is that of the whole process, on one
-thread: seconds from start to end, and the largest resident memory.
+not change what a run needs; a trained one may be put into FOLDER before. FLAGS are further flags
+of `pbu unlearn`, such as '--steps 20' for a network that one core would work on for hours. What was
+taken is that of the whole process on one thread: the processor's seconds, which other work on the
+machine changes least, and the largest resident memory.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import os
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ def stated(inferred: dict[str, Any]) -> tuple[float, float]:
 
 def measure(name: str, images: Path, work: Path, flags: list[str]) -> dict[str, object]:
     checkpoint = work / f"{name}.safetensors"
-    if not checkpoint.exists():  # trained weights may be put there before
+    if not checkpoint.exists():
         random_network(name, checkpoint)
     arch = f"timm:{name}" if name.startswith("tf_") else name
     command = [
@@ -57,7 +57,6 @@ def measure(name: str, images: Path, work: Path, flags: list[str]) -> dict[str, 
         "--size", "224", "--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5", "--json", "--force",
         "-o", str(work / f"{name}.unlearned.safetensors"), *flags,
     ]  # fmt: skip
-    start = time.perf_counter()
     said = work / f"{name}.json"
     with said.open("w") as out:
         process = subprocess.Popen(
@@ -66,7 +65,6 @@ def measure(name: str, images: Path, work: Path, flags: list[str]) -> dict[str, 
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
         _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - start
     document = json.loads(said.read_text())
     gigabytes, estimate = stated(document["inferred"]["needs"])
     return {
@@ -76,7 +74,7 @@ def measure(name: str, images: Path, work: Path, flags: list[str]) -> dict[str, 
         "estimated_gb": f"{gigabytes:.1f}",
         "peak_gb": f"{usage.ru_maxrss * 1024 / 1e9:.1f}",
         "estimated_seconds": f"{estimate:.0f}",
-        "seconds": f"{seconds:.0f}",
+        "processor_seconds": f"{usage.ru_utime + usage.ru_stime:.0f}",
         "exit": os.waitstatus_to_exitcode(status),
     }
 
