@@ -38,17 +38,19 @@ class Unlearned:
     """What an unlearning run reached, measured on the file as it was written.
 
     steps, reason: how many steps were taken and why the run stopped. learning_rate, alpha: as they
-    acted at the end. a_df_before, a_df: percent of the forget images that the network still
-    predicts as their class. drift: nats, over all forget images; drift_on_anchors: over all
-    anchors, before the weights were rounded to the file's dtype, None without anchors. moved:
-    ||theta - theta*|| / ||theta*|| over the parameters that changed. answers: percent of the
-    forget images by the class predicted for them; its name is part of `--json`.
+    acted at the end. goal: the log odds of the class that forgetting aimed for. a_df_before, a_df:
+    percent of the forget images that the network still predicts as their class. drift: nats, over
+    all forget images; drift_on_anchors: over all anchors, before the weights were rounded to the
+    file's dtype, None without anchors. moved: ||theta - theta*|| / ||theta*|| over the parameters
+    that changed. answers: percent of the forget images by the class predicted for them; its name is
+    part of `--json`.
     """
 
     steps: int
     reason: str
     learning_rate: float
     alpha: float
+    goal: float
     a_df_before: float
     a_df: float
     drift: float
@@ -132,6 +134,7 @@ def sanitize(
         reason=last.decision.reason,
         learning_rate=last.learning_rate,
         alpha=last.alpha,
+        goal=settings.schedule.goal(loaded.network.num_classes),
         a_df_before=metrics.accuracy(before, inputs.image_labels),
         a_df=metrics.accuracy(predictions, inputs.image_labels),
         drift=stability(after, reference, inputs.forgotten).item(),

@@ -18,10 +18,15 @@ from torch import Tensor, nn
 from pbu_cli.models.hooks import capture_input
 from pbu_cli.models.inference import predict
 from pbu_cli.settings import Schedule, Weights
-from pbu_cli.unlearning.channel_statistics import EPSILON
+from pbu_cli.unlearning.channel_statistics import total_variance
 from pbu_cli.unlearning.class_row import ClassRow, low_means, target_offset
 from pbu_cli.unlearning.model_inversion import Anchors, inputs_at_once
-from pbu_cli.unlearning.objective import discriminant, restricted_log_softmax, stability
+from pbu_cli.unlearning.objective import (
+    discriminant,
+    restricted_log_softmax,
+    retained_logits,
+    stability,
+)
 
 REFIT_EVERY = 5  # steps between two fits of the discriminant
 RECENT_BATCHES = 8  # the discriminant is fitted to this many batches of features
@@ -52,10 +57,13 @@ class AnchorLoss:
 
     Separation loss: relu(log(D / D_1)). D is the squared Mahalanobis distance between forget
     features and anchor features, by which a linear probe would tell them apart. It is
-    `objective.discriminant` of recent batches, with the covariance S held constant. D_1 is
-    `schedule.apart` times D at theta*, but at least `schedule.least_apart`: a network that never
-    saw the class does not place its images among those of the other classes either. It places
-    them further away, the less they look like the other classes.
+    `objective.discriminant` of recent batches, with the covariance S held constant. D_1 is the same
+    distance between the logits of the retained classes, at theta*. A network that never saw the
+    class answers its images with other classes, and these answers alone tell the images from
+    others: the better, the more classes there are. The stability term keeps the answers. So D_1 is
+    the distance that has to remain, and features that keep more than that keep the class. On test
+    images the distance D_1 of an original was 2.5 (CIFAR-10, ship) and 14.7 (CIFAR-100, bicycle);
+    the logits of the networks that were trained without these classes had 2.4 and 8.4.
 
     Distance hinge: relu(E / E_0 - 1). E is the mean squared distance of the forget features from
     the mean anchor feature, and E_0 is E at theta*. Directions of feature space that no image uses
@@ -83,7 +91,7 @@ class AnchorLoss:
     ) -> None:
         self._model, self._head, self._anchors = model, head, anchors
         self._forgotten, self._weights = forgotten, weights
-        self._tau, self._at_once = schedule.tau, inputs_at_once(schedule)
+        self._goal, self._at_once = schedule.goal(len(forgotten)), inputs_at_once(schedule)
         forget_features = anchors.forget_features
         self._reference = restricted_log_softmax(anchors.logits, forgotten)
         self._mean = anchors.features.mean(dim=0)
@@ -91,7 +99,8 @@ class AnchorLoss:
         self._max_distance = (forget_features - self._mean).square().sum(dim=1).mean()
         self._min_variance = schedule.scatter * total_variance(forget_features)
         separation = discriminant(forget_features, anchors.features)[1]
-        self._max_separation = (schedule.apart * separation).clamp(min=schedule.least_apart)
+        answers = (retained_logits(z, forgotten) for z in (anchors.forget_logits, anchors.logits))
+        self._max_separation = torch.maximum(schedule.apart * separation, discriminant(*answers)[1])
         self._row = ClassRow(model, head, forgotten, anchors.features, anchors.logits)
         self._low_means = low_means(model, head, anchors, forgotten, self._at_once)
         self._generator = torch.Generator().manual_seed(schedule.seed)
@@ -114,7 +123,7 @@ class AnchorLoss:
 
         logits: those of the `ForgetSet`, [n, c].
         """
-        offset = target_offset(logits, self._forgotten, self._tau)
+        offset = target_offset(logits, self._forgotten, self._goal)
         self._row.apply(self._low_means, self._anchors.forget_features.mean(dim=0), offset)
 
     def undo(self) -> None:
@@ -243,8 +252,3 @@ class NoAnchors:
 
     def record_features(self, *features: Tensor) -> None:
         """There is no discriminant to fit."""
-
-
-def total_variance(features: Tensor) -> Tensor:
-    """The trace of the covariance of features [n, d], estimated from a sample; never 0. -> []."""
-    return features.var(dim=0, correction=min(1, len(features) - 1)).sum() + EPSILON

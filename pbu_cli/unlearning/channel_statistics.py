@@ -76,6 +76,11 @@ def mismatch(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> T
     return (of_means + (deviation / expected_deviation - 1).square()).mean()
 
 
+def total_variance(features: Tensor) -> Tensor:
+    """The trace of the covariance of features [n, d], estimated from a sample; never 0. -> []."""
+    return features.var(dim=0, correction=min(1, len(features) - 1)).sum() + EPSILON
+
+
 def _statistics(x: Tensor, over: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each channel, with as many dimensions as x."""
     variance, mean = torch.var_mean(x.float(), over, correction=0, keepdim=True)

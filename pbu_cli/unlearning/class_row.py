@@ -29,8 +29,6 @@ all classes.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -44,16 +42,16 @@ MAX_RATIO = 4.0  # of the logit on the other classes to the logit on the class
 SMALLEST = 1e-9
 
 
-def target_offset(logits: Tensor, forgotten: Tensor, tau: float) -> Tensor:
+def target_offset(logits: Tensor, forgotten: Tensor, goal: float) -> Tensor:
     """How far every forgotten logit has to be from the mean of all of theta*'s logits z so that the
-    log odds are logit(tau) on average over n: logit(tau) - log |K|
+    log odds are the goal on average over n: goal - log |K|
     + mean_n (logsumexp_{c not in K} z_nc - mean_c z_nc). [n, c], [c] bool -> [].
 
-    >>> target_offset(torch.ones(1, 3), torch.tensor([True, False, False]), tau=0.5).exp()
+    >>> target_offset(torch.ones(1, 3), torch.tensor([True, False, False]), goal=0.0).exp()
     tensor(2.)
     """
     mean = logits.mean(dim=1, keepdim=True)
-    return math.log(tau / (1 - tau)) - log_odds(mean.where(forgotten, logits), forgotten).mean()
+    return goal - log_odds(mean.where(forgotten, logits), forgotten).mean()
 
 
 def low_means(

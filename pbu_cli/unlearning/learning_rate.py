@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -27,7 +26,7 @@ def calibrated_rate(
     A step of sign descent with the rate r lowers mean(o), the mean log odds of the forgotten
     classes, by r * sum_i f_i |d mean(o) / d theta_i|, with f_i the factor of theta_i's layer. So
 
-        r = mean relu(o - logit(tau)) / (steps_to_goal * sum_i f_i |d mean(o) / d theta_i|).
+        r = mean relu(o - goal) / (steps_to_goal * sum_i f_i |d mean(o) / d theta_i|).
 
     The numerator is a mean over all forget images, the gradient is one over at most
     `schedule.window` of them. The rate is 0 if everything is forgotten already. With
@@ -35,9 +34,10 @@ def calibrated_rate(
     forgotten the class, the features may still hold it.
     """
     odds = objective.log_odds(images.logits, images.forgotten)
-    excess = objective.excess_odds(odds, schedule.tau).item()
+    goal = schedule.goal(len(images.forgotten))
+    excess = objective.excess_odds(odds, goal).item()
     if from_even_odds:
-        excess = max(excess, math.log(1 / schedule.tau - 1))
+        excess = max(excess, -goal)
     count = min(len(images), schedule.window)
     sample = torch.linspace(0, len(images) - 1, count, device=images.labels.device).round().long()
     gradients = [torch.zeros_like(parameter) for parameter in theta]

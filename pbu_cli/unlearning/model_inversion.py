@@ -7,18 +7,17 @@ classes. So model inversion starts at a forget input x and minimises over x
 
     cross-entropy(f(x), t) + mean_l mean_k ((m_lk - m*_lk) / s*_lk)^2 + (s_lk / s*_lk - 1)^2
 
-The target t is one of the retained classes, or a mixture of two. m and s are the means and standard
+The target t is one of the retained classes, or a mixture of two; `class_shares` says how often each
+class is drawn. m and s are the means and standard
 deviations, over a batch, of the channels that enter each BatchNorm l after the frozen backbone. m*
 and s* are the running statistics of that BatchNorm, which are those of the whole training set.
 Without such a BatchNorm, m and s are those of the channels of x, m* and s* are their values at the
 start, and the weight of this term is 3.
 
 Anchors are not data: they come from theta*. Behind a frozen backbone x is a feature map, so no
-image ever exists, and the backbone costs nothing.
-
-The same is then done in the other direction, from anchors to the class to forget. These synthetic
-forget inputs are what else the network would recognise as that class. If only the given images are
-forgotten, the class comes back on other images, and the sooner the fewer images were given.
+image ever exists, and the backbone costs nothing. The same is then done in the other direction,
+from anchors to the class to forget. These synthetic forget inputs are what else the network would
+recognise as that class. If only the given images are forgotten, the class comes back on others.
 
 Source: after DeepInversion (Yin et al., "Dreaming to Distill", CVPR 2020, arXiv 1912.08795). There
 x is an image that starts as noise and is held to an image prior; behind the frozen backbone such a
@@ -32,6 +31,7 @@ Index letters: n inputs, l layers, k channels, c classes, d features.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -58,13 +58,15 @@ class Anchors:
     """Anchors and what theta* gives for them.
 
     inputs: [n, *what the model takes]. logits: [n, c]. features: the input of the head, [n, d].
-    forget_features: the same for the forget inputs that the anchors were made from, [m, d].
+    forget_features, forget_logits: the same for the forget inputs that the anchors were made from,
+    [m, d] and [m, c].
     """
 
     inputs: Tensor
     logits: Tensor
     features: Tensor
     forget_features: Tensor
+    forget_logits: Tensor
 
 
 def synthesise_anchors(
@@ -85,14 +87,15 @@ def synthesise_anchors(
     instead of [n, k, height, width]. done: called with the number made so far. The result is
     deterministic in `schedule.seed`. The model is left as it is.
     """
-    limits = InputLimits.of(seeds, channels_last=channels_last)
-    aim = _Aim(retained, limits, batch_norms(model, seeds[:2]))
-    inputs = _invert(model, aim, seeds, count, schedule, done)
     size = inputs_at_once(schedule)
+    of_seeds = read_head(model, head, seeds.split(size))
+    limits = InputLimits.of(seeds, channels_last=channels_last)
+    shares = class_shares(of_seeds[1], retained.cpu())
+    aim = _Aim(shares, limits, batch_norms(model, seeds[:2]))
+    inputs = _invert(model, aim, seeds, count, schedule, done)
     features, logits = read_head(model, head, inputs.split(size))
-    forget_features, _ = read_head(model, head, seeds.split(size))
-    device = seeds.device
-    return Anchors(inputs, logits.to(device), features.to(device), forget_features.to(device))
+    read = (tensor.to(seeds.device) for tensor in (logits, features, *of_seeds))
+    return Anchors(inputs, *read)
 
 
 def synthesise_forget_inputs(
@@ -109,10 +112,11 @@ def synthesise_forget_inputs(
     """`count` synthetic forget inputs, [count, *shape], and theta*'s logits on them, [count, c].
 
     They start at anchors, and theta* predicts one of the classes `forgotten`, bool [c], for them.
-    They have the range and the statistics of the forget inputs `like`. The statistics of
-    BatchNorms do not matter here, because they are those of all classes.
+    They have the range and the statistics of the forget inputs `like`, and not those of BatchNorms,
+    which are of all classes.
     """
-    aim = _Aim(forgotten, InputLimits.of(like, channels_last=channels_last))
+    shares = forgotten.float().cpu() / forgotten.sum().item()
+    aim = _Aim(shares, InputLimits.of(like, channels_last=channels_last))
     inputs = _invert(model, aim, anchors.inputs, count, schedule, done)
     return inputs, predict(model, inputs.split(inputs_at_once(schedule))).logits
 
@@ -121,12 +125,12 @@ def synthesise_forget_inputs(
 class _Aim:
     """What an inversion makes inputs to be.
 
-    classes: bool [c], true for the classes that they are to be predicted as. limits: the range of
-    the inputs, and their statistics. norms: if there are any, the running statistics of these
+    shares: how often each class is the target, [c], with a sum of 1. limits: the range of the
+    inputs, and their statistics. norms: if there are any, the running statistics of these
     BatchNorms take the place of the inputs' statistics.
     """
 
-    classes: Tensor
+    shares: Tensor
     limits: InputLimits
     norms: Sequence[nn.Module] = ()
 
@@ -143,14 +147,14 @@ def _invert(
     generator = torch.Generator().manual_seed(schedule.seed)
     made: list[Tensor] = []
     bfloat16 = bfloat16_if_possible(model, seeds[:2])
+    targets = _targets(count, aim.shares, generator).to(seeds.device)
     with gradients_for(model, []):
-        for first in range(0, count, inputs_at_once(schedule)):
-            size = min(inputs_at_once(schedule), count - first)
-            chosen = torch.randint(len(seeds), (size,), generator=generator).to(seeds.device)
-            target = _targets(size, aim.classes, generator)
+        for target in targets.split(inputs_at_once(schedule)):
+            chosen = torch.randint(len(seeds), (len(target),), generator=generator)
+            x = seeds[chosen.to(seeds.device)]
             with bfloat16:
-                made.append(_optimise(model, aim, seeds[chosen], target, schedule.inversion))
-            done(first + size)
+                made.append(_optimise(model, aim, x, target, schedule.inversion))
+            done(sum(map(len, made)))
     return torch.cat(made)
 
 
@@ -196,20 +200,49 @@ def _optimise(model: nn.Module, aim: _Aim, seeds: Tensor, target: Tensor, steps:
     return (x * limits.deviation).detach()
 
 
-def _targets(size: int, classes: Tensor, generator: torch.Generator) -> Tensor:
+def class_shares(logits: Tensor, retained: Tensor) -> Tensor:
+    """How often each class is the target of an anchor, [c], with a sum of 1.
+
+    Half of the anchors are divided equally among the retained classes. The other half follow the
+    network's predictions for the forget images among these classes, because the classes that the
+    network confuses with the forgotten one have the most to lose.
+
+    logits: on the forget images, [n, c]. retained: bool [c].
+
+    >>> class_shares(torch.tensor([[5.0, 0.0, 0.0]]), torch.tensor([False, True, True]))
+    tensor([0.0000, 0.5000, 0.5000])
+    """
+    equal = retained / retained.sum()
+    confused = logits.masked_fill(~retained, -math.inf).softmax(dim=1).mean(dim=0)
+    return (equal + confused) / 2
+
+
+def _targets(count: int, shares: Tensor, generator: torch.Generator) -> Tensor:
     """Class probabilities: half of the targets are one of the classes, the others are a mixture of
     two, with a share of at least a half for the first.
 
-    classes: bool [c] -> [size, c].
+    shares: how often each class is the first, and how often it is the second, [c] -> [count, c].
     """
-    numbers = classes.cpu().nonzero()[:, 0]
-    first, second = numbers[torch.randint(len(numbers), (2, size), generator=generator)]
-    share = 0.5 + 0.5 * torch.rand(size, generator=generator)
-    share[torch.rand(size, generator=generator) < 0.5] = 1.0
-    target = torch.zeros(size, len(classes))
+    first, second = (_stratified(count, shares, generator) for _ in range(2))
+    share = 0.5 + 0.5 * torch.rand(count, generator=generator)
+    share[torch.rand(count, generator=generator) < 0.5] = 1.0
+    target = torch.zeros(count, len(shares))
     target.scatter_add_(1, first[:, None], share[:, None])
     target.scatter_add_(1, second[:, None], 1 - share[:, None])
-    return target.to(classes.device)
+    return target
+
+
+def _stratified(count: int, shares: Tensor, generator: torch.Generator) -> Tensor:
+    """`count` classes in random order, int64: of each class its share of them, rounded down or up.
+
+    Drawn one by one, 2,048 anchors would leave out 13 % of a thousand classes.
+    """
+    bounds = count * shares.double().cumsum(dim=0)
+    # One uniform offset for all (systematic sampling); the last bound may be rounded below count.
+    places = torch.arange(count) + torch.rand((), generator=generator, dtype=torch.float64)
+    classes = torch.searchsorted(bounds, places, right=True)
+    last = shares.nonzero()[-1, 0]
+    return classes.clamp(max=last)[torch.randperm(count, generator=generator)]
 
 
 def inputs_at_once(schedule: Schedule) -> int:

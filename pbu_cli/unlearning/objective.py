@@ -56,13 +56,13 @@ def log_odds(logits: Tensor, forgotten: Tensor) -> Tensor:
     return logits.masked_fill(~forgotten, -math.inf).logsumexp(dim=1) - others
 
 
-def excess_odds(odds: Tensor, tau: float) -> Tensor:
-    """mean_n relu(o_n - logit(tau)): 0 where every image's P(K | x) is at most tau. [n] -> [].
+def excess_odds(odds: Tensor, goal: float) -> Tensor:
+    """mean_n relu(o_n - goal): 0 where no image's log odds are above the goal. [n] -> [].
 
-    >>> excess_odds(torch.tensor([0.0, -9.0]), tau=0.5)
+    >>> excess_odds(torch.tensor([0.0, -9.0]), goal=0.0)
     tensor(0.)
     """
-    return F.relu(odds - math.log(tau / (1 - tau))).mean()
+    return F.relu(odds - goal).mean()
 
 
 def restricted_log_softmax(logits: Tensor, forgotten: Tensor) -> Tensor:
@@ -88,6 +88,18 @@ def stability(logits: Tensor, reference: Tensor, forgotten: Tensor) -> Tensor:
     """
     restricted = restricted_log_softmax(logits, forgotten)
     return F.kl_div(restricted, reference, reduction="batchmean", log_target=True)
+
+
+def retained_logits(logits: Tensor, forgotten: Tensor) -> Tensor:
+    """The logits of the classes that are kept, less their mean. [n, c], [c] bool -> [n, kept].
+
+    The softmax over these classes ignores a shift of all logits alike, so the mean says nothing.
+
+    >>> retained_logits(torch.tensor([[9.0, 1.0, 3.0]]), torch.tensor([True, False, False]))
+    tensor([[-1.,  1.]])
+    """
+    kept = logits[:, ~forgotten]
+    return kept - kept.mean(dim=1, keepdim=True)
 
 
 def penalty_weights(

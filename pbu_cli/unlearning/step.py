@@ -26,6 +26,7 @@ class Step:
     ) -> None:
         self._anchor_loss, self._optimizer, self._forgotten = anchor_loss, optimizer, forgotten
         self._weights, self._schedule = weights, schedule
+        self._goal = schedule.goal(len(forgotten))
 
     def __call__(
         self,
@@ -45,8 +46,8 @@ class Step:
         odds = objective.log_odds(found.logits, self._forgotten)
         stability = objective.stability(found.logits, reference, self._forgotten)
         if weights.delta > 0:
-            above = objective.excess_odds(odds, schedule.tau)
-            below = objective.excess_odds(-odds, 1 - schedule.tau)
+            above = objective.excess_odds(odds, self._goal)
+            below = objective.excess_odds(-odds, -self._goal)
             loss = alpha * above + schedule.restraint * below + weights.delta * stability
         else:
             loss = alpha * objective.log_likelihood(found.logits, labels)

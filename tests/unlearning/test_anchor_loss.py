@@ -72,21 +72,21 @@ def test_the_separation_loss_has_the_gradient_of_the_log_distance(patterns: Patt
 
 
 @pytest.mark.parametrize(("apart", "pushed"), [(0.9, False), (1.1, True)])
-@pytest.mark.parametrize("share", [0.5, 1e-9])
 def test_features_that_are_near_enough_are_not_pushed(
-    patterns: Patterns, apart: float, pushed: bool, share: float
+    patterns: Patterns, apart: float, pushed: bool
 ) -> None:
-    """Near enough is a share of the squared distance at theta*, but no less than 2.5."""
+    """Near enough is the squared distance between the logits of the retained classes."""
     anchors = anchors_for(patterns)
-    before = discriminant(anchors.forget_features, anchors.features)[1].item()
-    enough = max(2.5, share * before)
-    assert (enough > 2.5) == (share == 0.5)
+    forget, anchor = (z[:, ~FORGOTTEN] for z in (anchors.forget_logits, anchors.logits))
+    enough = discriminant(
+        forget - forget.mean(dim=1, keepdim=True), anchor - anchor.mean(dim=1, keepdim=True)
+    )[1].item()
+    assert 0 < enough < discriminant(anchors.forget_features, anchors.features)[1]
     torch.manual_seed(0)
     anchor = torch.randn(4000, 16)
     step = torch.zeros(16)
     step[0] = (1.05 * apart * enough) ** 0.5  # the covariance's diagonal is 1 and 5 % of that
-    schedule = replace(DEFAULT.schedule, apart=share)
-    loss = anchor_loss_for(patterns, anchors, schedule, epsilon=0.0)
+    loss = anchor_loss_for(patterns, anchors, DEFAULT.schedule, epsilon=0.0)
     found = separation_loss(loss, anchor.roll(1, 0) + step, anchor)
     assert bool(found != 0) == pushed
 
@@ -188,7 +188,7 @@ def test_the_row_is_put_against_the_mean_features_of_the_other_classes(
     mean_logit = model[-1](at).mean(dim=1)
     forget_logits = logits[labels == GONE]
     loss.apply(forget_logits)
-    offset = target_offset(forget_logits, FORGOTTEN, DEFAULT.schedule.tau)
+    offset = target_offset(forget_logits, FORGOTTEN, DEFAULT.schedule.goal(CLASSES))
     of_others, of_anchors, of_class = ((model[-1](at)[:, GONE] - mean_logit) / offset).tolist()
     assert of_class == pytest.approx(1, rel=0.05)
     if norm in ("none", "never called"):

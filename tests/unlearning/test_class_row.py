@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 
 import pytest
 import torch
@@ -18,15 +17,15 @@ FORGOTTEN = torch.tensor([False, True, False])
 
 def test_at_the_target_offset_the_mean_log_odds_are_the_goal() -> None:
     logits = torch.randn(20, 3)
-    logits[:, 1] = logits.mean(dim=1) + target_offset(logits, FORGOTTEN, tau=1e-3)
-    assert log_odds(logits, FORGOTTEN).mean().item() == pytest.approx(math.log(1e-3 / 0.999))
+    logits[:, 1] = logits.mean(dim=1) + target_offset(logits, FORGOTTEN, goal=-7.0)
+    assert log_odds(logits, FORGOTTEN).mean().item() == pytest.approx(-7.0)
 
 
 def test_several_classes_reach_the_goal_together() -> None:
     both = torch.tensor([True, True, False])
     logits = torch.randn(20, 3)
-    logits[:, :2] = logits.mean(dim=1, keepdim=True) + target_offset(logits, both, tau=1e-3)
-    assert log_odds(logits, both).mean().item() == pytest.approx(math.log(1e-3 / 0.999))
+    logits[:, :2] = logits.mean(dim=1, keepdim=True) + target_offset(logits, both, goal=-7.0)
+    assert log_odds(logits, both).mean().item() == pytest.approx(-7.0)
 
 
 def row_of(layer: nn.Module, features: torch.Tensor) -> ClassRow:
@@ -100,7 +99,7 @@ def test_moving_all_rows_alike_makes_no_difference(bias: bool) -> None:
         if bias:
             other.bias.add_(20)
     for layer in (one, other):
-        offset = target_offset(layer(features).detach(), FORGOTTEN, tau=1e-4)
+        offset = target_offset(layer(features).detach(), FORGOTTEN, goal=-9.0)
         row_of(layer, features).apply(features[:2], features[0], offset)
     probabilities = [layer(features).softmax(1) for layer in (one, other)]
     assert torch.allclose(probabilities[0], probabilities[1], atol=1e-5)
@@ -108,7 +107,7 @@ def test_moving_all_rows_alike_makes_no_difference(bias: bool) -> None:
 
 def test_logits_far_apart_push_the_row_no_further_than_the_mean_of_all() -> None:
     layer, features = nn.Linear(9, 3), torch.rand(6, 9)
-    offset = target_offset(torch.tensor([[0.0, 0.0, 60.0]]), FORGOTTEN, tau=1e-4)
+    offset = target_offset(torch.tensor([[0.0, 0.0, 60.0]]), FORGOTTEN, goal=-9.0)
     assert offset > 0
     middle = rows(layer).mean(dim=0)
     row_of(layer, features).apply(features[:2], features[0], offset)
@@ -175,7 +174,7 @@ def test_a_log_softmax_behind_the_layer_makes_no_difference() -> None:
     raw = one(features).detach()
     for layer, logits in ((one, raw), (other, raw.log_softmax(1))):
         row = ClassRow(layer, "", FORGOTTEN, features, logits)
-        row.apply(features[:2], features[0], target_offset(logits, FORGOTTEN, tau=1e-4))
+        row.apply(features[:2], features[0], target_offset(logits, FORGOTTEN, goal=-9.0))
         assert row.changes.keys() == {"weight", "bias"}
     assert torch.allclose(one.weight, other.weight, atol=1e-5)
 

@@ -41,10 +41,10 @@ def test_log_odds_push_the_forgotten_logits_and_no_others(logits: torch.Tensor) 
     assert (z.grad[:, FORGOTTEN] > 0).all()
 
 
-def test_excess_odds_vanish_exactly_where_the_probability_is_at_most_tau() -> None:
+def test_excess_odds_vanish_exactly_where_the_odds_are_at_most_the_goal() -> None:
     below, above = torch.logit(torch.tensor([0.0999, 0.3]))
-    assert objective.excess_odds(below[None], 0.1) == 0
-    assert objective.excess_odds(above[None], 0.1).item() == pytest.approx(
+    assert objective.excess_odds(below[None], math.log(1 / 9)) == 0
+    assert objective.excess_odds(above[None], math.log(1 / 9)).item() == pytest.approx(
         (above - math.log(1 / 9)).item()
     )
 
