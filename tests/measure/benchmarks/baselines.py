@@ -23,7 +23,8 @@ import torch
 from pbu_cli.benchmark.counting_loader import CountingLoader
 from pbu_cli.benchmark.datasets import Dataset, Split, load_dataset
 from pbu_cli.benchmark.grid import measure_network
-from pbu_cli.benchmark.methods import bad_teaching, fast_effective, finetune, gradient_ascent
+from pbu_cli.benchmark.methods.controls import gradient_ascent
+from pbu_cli.benchmark.methods.retained_images import bad_teaching, fast_effective, finetune
 from pbu_cli.benchmark.methods.task import Result, Task
 from pbu_cli.benchmark.networks import choose_network
 from pbu_cli.benchmark.training import recipe_for
