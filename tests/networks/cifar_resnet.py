@@ -53,3 +53,8 @@ def resnet20() -> nn.Module:
 
 def resnet32() -> nn.Module:
     return CifarResNet(5)
+
+
+def resnet20_of_100() -> nn.Module:
+    """The network of CIFAR-100."""
+    return CifarResNet(3, num_classes=100)

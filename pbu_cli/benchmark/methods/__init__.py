@@ -24,13 +24,18 @@ if TYPE_CHECKING:
     from pbu_cli.benchmark.methods.task import Method
 
 
-# The folder of each method, in the order of the table: retraining, the paper's other methods, the
-# authors' recipe and ours, and the controls.
+# The folder of each method, in the order of the table: retraining, the paper's other methods, newer
+# methods by year, the authors' recipe and ours, and the controls.
 FOLDERS = {
     "retrain": "retained_images",
     "finetune": "retained_images",
     "fast-effective": "retained_images",
     "bad-teaching": "retained_images",
+    "boundary-shrink": "forget_images",
+    "jit": "forget_images",
+    "delete": "forget_images",
+    "mu-mis": "forget_images",
+    "pour": "forget_images",
     "pbu-paper": "forget_images",
     "pbu": "forget_images",
     "head-mask": "controls",
