@@ -58,7 +58,7 @@ CANDIDATES: dict[str, tuple[Any, list[dict[str, float]]]] = {
             *({"rate": rate, "training_mode": False} for rate in (1e-5, 1e-4, 1e-3)),
         ],
     ),
-    "jit": (jit, [{"rate": rate} for rate in (3e-4, 1e-4)]),
+    "jit": (jit, [{"rate": 3e-4}, {"rate": 1e-4}, {"rate": 5e-5, "epochs": 2}]),
     "delete": (delete, [{"rate": 1e-3, "training_mode": mode} for mode in (True, False)]),
     "mu-mis": (mu_mis, [{"rate": rate} for rate in (2e-4, 5e-4, 3e-3)]),
     "pour": (pour, [{"rate": rate} for rate in (1e-5, 3e-5, 1e-3)]),
