@@ -152,7 +152,7 @@ def test_the_maps_name_every_module() -> None:
         re.findall(r"`([\w-]+)(?:\.py)?`", " ".join(page.read_text("utf-8") for page in maps))
     )
     modules = {path.stem for path in (ROOT / "pbu_cli").rglob("*.py")}
-    methods = {path.stem for path in (ROOT / "pbu_cli/benchmark/methods").glob("*.py")}
+    methods = {path.stem for path in (ROOT / "pbu_cli/benchmark/methods").rglob("*.py")}
     named = {name.replace("-", "_") for name in quoted}
     assert modules - methods - named == set()
     assert methods - {"__init__"} - named == set()

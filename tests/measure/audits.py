@@ -26,7 +26,8 @@ from rich.console import Console
 from rich.table import Table
 
 from pbu_cli.benchmark.counting_loader import CountingLoader
-from pbu_cli.benchmark.methods import finetune, pbu_paper
+from pbu_cli.benchmark.methods.forget_images import pbu_paper
+from pbu_cli.benchmark.methods.retained_images import finetune
 from pbu_cli.benchmark.methods.task import Task
 from pbu_cli.benchmark.training import COLOUR, GREY
 from pbu_cli.images.decoding import decode

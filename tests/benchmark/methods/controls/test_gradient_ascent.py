@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from pbu_cli.benchmark.counting_loader import CountingLoader
-from pbu_cli.benchmark.methods import gradient_ascent
+from pbu_cli.benchmark.methods.controls import gradient_ascent
 from pbu_cli.benchmark.methods.task import Task
 from tests.benchmark.methods.noisy_patterns import UNIT, accuracies, results_of, running_mean_of
 

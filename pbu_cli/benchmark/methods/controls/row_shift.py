@@ -12,13 +12,12 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import torch
-from torch import nn
 
+from pbu_cli.benchmark.methods.linear_head import find_linear_head
 from pbu_cli.benchmark.methods.task import Method, Result, Task
 from pbu_cli.errors import PbuError
 from pbu_cli.evaluation.metrics import row_shift
 from pbu_cli.models.features import read_head
-from pbu_cli.models.parameter_groups import layout_of
 
 
 @dataclass(frozen=True)
@@ -36,13 +35,7 @@ def unlearn(task: Task, settings: Settings = SETTINGS) -> Iterator[Result]:
     Raises PbuError where the network has no linear head, or no shift achieves the aim.
     """
     network = task.copy_original()
-    black = torch.zeros(2, *task.forget.pixels.shape[1:], device=task.forget.device)
-    path = layout_of(network, (task.metadata or {}).get("architecture"), black).head_layer
-    head = None if path is None else network.get_submodule(path)
-    if path is None or not isinstance(head, nn.Linear):
-        raise PbuError(
-            "row-shift: the network does not end in a linear layer; leave the method out"
-        )
+    path, head = find_linear_head(network, task, METHOD.name)
     batches = (inputs for inputs, _ in task.forget.batches(settings.batch_size))
     features, logits = read_head(network, path, batches)
     forgotten = torch.arange(logits.shape[1], device=logits.device) == task.label

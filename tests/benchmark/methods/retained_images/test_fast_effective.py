@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 
-from pbu_cli.benchmark.methods import fast_effective
+from pbu_cli.benchmark.methods.retained_images import fast_effective
 from pbu_cli.benchmark.methods.task import Task
 from tests.benchmark.methods.noisy_patterns import FORGET_CLASS, seeded
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pbu_cli.benchmark.methods import bad_teaching
+from pbu_cli.benchmark.methods.retained_images import bad_teaching
 from pbu_cli.benchmark.methods.task import Task
 from tests.benchmark.methods.noisy_patterns import accuracies
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 
-from pbu_cli.benchmark.methods import pbu_paper
+from pbu_cli.benchmark.methods.forget_images import pbu_paper
 from pbu_cli.benchmark.methods.task import Task
 from tests.benchmark.methods.noisy_patterns import head_of, results_of, running_mean_of
 
