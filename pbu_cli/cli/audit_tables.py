@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from pbu_cli.evaluation.measures import MEASURES
 
 if TYPE_CHECKING:
-    from pbu_cli.audit.run import Estimate, NetworkAudit
+    from pbu_cli.audit.estimates import Estimate
+    from pbu_cli.audit.run import NetworkAudit
 
 UNKNOWN = "unknown"
 

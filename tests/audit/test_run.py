@@ -10,17 +10,12 @@ from functools import partial
 from typing import Any
 
 import pytest
-import torch
 
 from pbu_cli.__main__ import run
 from pbu_cli.audit.relearning_attack import ATTACKERS, RelearningSettings
-from pbu_cli.audit.run import _attacked_model, _logits
 from pbu_cli.benchmark.demo_digits import DemoFiles
 from pbu_cli.evaluation import statistics
-from pbu_cli.evaluation.compare import ROW_SHIFT, ComparisonRequest, compare
 from pbu_cli.evaluation.measures import MEASURES
-from pbu_cli.inputs.inferred import InferenceLog
-from pbu_cli.settings import InputOptions
 from tests.conftest import Ran
 
 NAMES = ["checkpoint", "original", "original, head mask", "original, row shift", "retrained"]
@@ -150,17 +145,3 @@ def test_a_criterion_on_an_unknown_measure_does_not_hold(
     done = pbu(*command(digits, clean, "--require", "probe<=100"))
     assert done.code == 5
     assert "unknown without --retain" in done.err
-
-
-def test_the_attacked_row_shift_is_the_one_whose_logits_are_scored(digits: DemoFiles) -> None:
-    request = ComparisonRequest(
-        digits.checkpoint, [str(digits.test / "8")], original=digits.checkpoint
-    )
-    comparison = compare(request, InputOptions(), InferenceLog(), read_features=True)
-    original = comparison.loaded_models["original"].network.module
-    before = {name: value.clone() for name, value in original.state_dict().items()}
-    prepared = comparison.prepared
-    logits = _logits(_attacked_model(comparison, ROW_SHIFT), prepared.images.pixels, prepared)
-    assert torch.allclose(logits, comparison.outputs[ROW_SHIFT].forget_logits, atol=1e-3)
-    for name, value in original.state_dict().items():
-        assert torch.equal(value, before[name])

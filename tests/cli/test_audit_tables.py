@@ -2,9 +2,10 @@
 
 import math
 
+from pbu_cli.audit.estimates import Estimate
 from pbu_cli.audit.membership_inference import Advantage
 from pbu_cli.audit.relearning_attack import Relearning
-from pbu_cli.audit.run import Estimate, NetworkAudit
+from pbu_cli.audit.run import NetworkAudit
 from pbu_cli.cli.audit_tables import audit_tables, cell
 
 
