@@ -1,4 +1,4 @@
-"""The networks of a comparison as an audit runs them: as they are, attacked, or stage by stage."""
+"""The networks of a comparison as an audit runs them: attacked, on noisy images, by stage."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from pbu_cli.audit import similarity
-from pbu_cli.evaluation.compare import ROW_SHIFT, Comparison
+from pbu_cli.audit.perturbation import noisy_batches
+from pbu_cli.evaluation import metrics
+from pbu_cli.evaluation.compare import HEAD_MASK, ROW_SHIFT, Comparison
 from pbu_cli.evaluation.outputs import audit_batches
 from pbu_cli.inputs.loaded_model import LoadedModel
-from pbu_cli.inputs.prepare import UnlearningInputs
-from pbu_cli.models.features import read_stages
-from pbu_cli.models.inference import predict
+from pbu_cli.models.features import read_head, read_stages
 from pbu_cli.models.parameter_groups import blocks
 
 MAX_CKA_IMAGES = 500  # forget images, and retained images, that CKA compares
@@ -41,9 +41,36 @@ def attacked_model(comparison: Comparison, name: str) -> nn.Module:
     return model
 
 
-def logits_of(model: nn.Module, pixels: Tensor, prepared: UnlearningInputs) -> Tensor:
-    """The logits of uint8 images [n, k, h, w]: float32 [n, c] on the CPU."""
-    return predict(model, audit_batches(pixels, prepared), device="cpu").logits
+def head_of(comparison: Comparison, name: str) -> str:
+    """The path of the layer that gives a network's logits; an audit has only networks with one."""
+    head = comparison.loaded_models[network_behind(name)].network.layout.head_layer
+    assert head is not None
+    return head
+
+
+def noisy_logits(comparison: Comparison, chosen: Tensor, seed: int) -> dict[str, Tensor]:
+    """The logits of every network and control for noisy copies of the chosen forget images.
+
+    float32 [n copies, c] each, as `perturbation.noisy_batches` orders the copies.
+    """
+    prepared, forgotten = comparison.prepared, comparison.prepared.forgotten.cpu()
+    found: dict[str, Tensor] = {}
+    for name, loaded in comparison.loaded_models.items():
+        batches = noisy_batches(prepared.images.pixels[chosen], prepared, seed)
+        features, logits = read_head(loaded.network.module, head_of(comparison, name), batches)
+        found[name] = logits
+        if name == "original":
+            found[HEAD_MASK] = metrics.head_mask(logits, forgotten)
+            if comparison.shift is not None:
+                shift = comparison.shift.cpu()
+                found[ROW_SHIFT] = metrics.shift_rows(logits, features, forgotten, shift)
+    return found
+
+
+def cka_images(count: int, seed: int) -> Tensor:
+    """Which of `count` images CKA compares, int64; the same for every network."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(count, generator=generator)[:MAX_CKA_IMAGES]
 
 
 def stage_grams(loaded: LoadedModel, comparison: Comparison, seed: int) -> StageGrams:
@@ -56,8 +83,7 @@ def stage_grams(loaded: LoadedModel, comparison: Comparison, seed: int) -> Stage
         sides["retain"] = retained.images
     grams: StageGrams = {}
     for side, images in sides.items():
-        generator = torch.Generator().manual_seed(seed)
-        chosen = torch.randperm(len(images.pixels), generator=generator)[:MAX_CKA_IMAGES]
+        chosen = cka_images(len(images.pixels), seed)
         batches = audit_batches(images.pixels[chosen], comparison.prepared)
         for path, features in read_stages(network.module, paths, batches).items():
             grams.setdefault(path, {})[side] = similarity.gram(features)

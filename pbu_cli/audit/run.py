@@ -11,24 +11,33 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from pbu_cli.audit import similarity
+from pbu_cli.audit import published_measures, similarity
 from pbu_cli.audit.estimates import Estimate, mean_estimate
 from pbu_cli.audit.linear_probe import probe
-from pbu_cli.audit.membership_inference import COMBINED, Advantage, membership_advantages
+from pbu_cli.audit.membership_inference import (
+    COMBINED,
+    FEATURES,
+    Advantage,
+    membership_advantages,
+    representation_advantage,
+)
 from pbu_cli.audit.networks import (
     StageGrams,
     attacked_model,
-    logits_of,
+    head_of,
     network_behind,
+    noisy_logits,
     stage_grams,
 )
+from pbu_cli.audit.perturbation import chosen_images
 from pbu_cli.audit.relearning_attack import Relearning, RelearningSettings, relearn
 from pbu_cli.data.preprocessing import model_inputs
 from pbu_cli.evaluation.compare import HEAD_MASK, Comparison
 from pbu_cli.evaluation.members import Members
 from pbu_cli.evaluation.metrics import head_mask
-from pbu_cli.evaluation.outputs import NetworkOutputs
+from pbu_cli.evaluation.outputs import audit_batches
 from pbu_cli.evaluation.statistics import auc, bootstrap
+from pbu_cli.models.features import read_head
 from pbu_cli.unlearning.objective import log_odds
 
 
@@ -59,7 +68,10 @@ def audit(
 
     progress is called with the name of each network before it is audited.
     """
-    probes = {name: _probe(comparison.outputs[name], seed) for name in comparison.loaded_models}
+    probes = {name: _probes(comparison, name, seed) for name in comparison.loaded_models}
+    prepared = comparison.prepared
+    noised = chosen_images(len(prepared.image_labels), seed)
+    noisy = noisy_logits(comparison, noised, seed)
     grams = {
         name: stage_grams(loaded, comparison, seed)
         for name, loaded in comparison.loaded_models.items()
@@ -69,14 +81,22 @@ def audit(
         progress(name)
         loaded = network_behind(name)
         model = attacked_model(comparison, name)
-        measures = _measures_of_logits(comparison, name, seed) | probes[loaded]
+        measures = (
+            _measures_of_logits(comparison, name, seed)
+            | probes[loaded]
+            | published_measures.measures_of_prototypes(comparison, name, seed)
+            | published_measures.measures_of_noise(
+                noisy, prepared.image_labels[noised], prepared.forgotten.cpu(), name, seed
+            )
+            | published_measures.adaptive_score(comparison, name, seed)
+        )
         relearning = _relearning(comparison, name, model, seed)
         if relearning is not None:
             measures["relearnt"] = Estimate(relearning.best, relearning.interval)
         advantages = _advantages(comparison, name, model, members, seed)
         if advantages is not None:
-            combined = advantages[COMBINED]
-            measures["membership"] = Estimate(combined.value, combined.interval)
+            for key, signal in (("membership", COMBINED), ("rmia", FEATURES)):
+                measures[key] = Estimate(advantages[signal].value, advantages[signal].interval)
         likeness = _likeness(name, grams) if name == loaded else {}
         audits.append(NetworkAudit(name, measures, relearning, advantages, likeness))
     return tuple(audits)
@@ -115,13 +135,17 @@ def _log_p(logits: Tensor, forgotten: Tensor) -> Tensor:
     return logits.double().log_softmax(dim=1).masked_fill(~forgotten, -math.inf).logsumexp(dim=1)
 
 
-def _probe(outputs: NetworkOutputs, seed: int) -> dict[str, Estimate]:
+def _probes(comparison: Comparison, name: str, seed: int) -> dict[str, Estimate]:
+    """The measures that depend on the features alone, which a control has from its network."""
+    outputs = comparison.outputs[name]
     if outputs.forget_features is None or outputs.retain_features is None:
         return {}
     found = probe(outputs.forget_features, outputs.retain_features, seed=seed)
+    measures = published_measures.measures_of_classes(comparison, name, seed)
+    measures |= published_measures.representation_scores(comparison, name, seed)
     if found is None:
-        return {}
-    return {
+        return measures
+    return measures | {
         "probe": Estimate(found.balanced, found.balanced_interval),
         "probe_recall": Estimate(found.recall, found.recall_interval),
     }
@@ -151,13 +175,18 @@ def _advantages(
     if members is None:
         return None
     prepared = comparison.prepared
-    logits = logits_of(model, members.images.pixels, prepared)
+    features, logits = read_head(
+        model, head_of(comparison, name), audit_batches(members.images.pixels, prepared)
+    )
     if name == HEAD_MASK:
         logits = head_mask(logits, prepared.forgotten.cpu())
-    forget_logits = comparison.outputs[name].forget_logits
-    return membership_advantages(
-        logits, members.labels, forget_logits, prepared.image_labels, seed=seed
+    outputs = comparison.outputs[name]
+    found = membership_advantages(
+        logits, members.labels, outputs.forget_logits, prepared.image_labels, seed=seed
     )
+    assert outputs.forget_features is not None
+    by_features = representation_advantage(features, outputs.forget_features, seed=seed)
+    return None if found is None or by_features is None else found | {FEATURES: by_features}
 
 
 def _likeness(name: str, grams: dict[str, StageGrams]) -> dict[str, dict[str, Estimate]]:
