@@ -7,8 +7,8 @@ whether the features of the class still lie together, away from those of the oth
 
 The attacker chooses s and t so that the retained accuracy stays within five points of what it was,
 as in `relearning_attack`, judged on the very images that count. Without retained images the attack
-tells nothing: with s = 1 and the mean bias of the retained rows, 99.8 % of the ships came back in a
-network that never saw one, at a cost of 40 points.
+tells nothing: behind a ReLU, p.x is large for every image, so that with the mean bias of the
+retained rows nearly every image is predicted as the class, by any network.
 
 Source: Ha, Park and Yoon, "Unlearning's blind spots: over-unlearning and prototypical relearning
 attack", ICML 2026, arXiv 2506.01318. Their code normalises p to length 1, sets the bias to 0 and
