@@ -1,4 +1,4 @@
-"""Membership inference: do the logits tell which forget images the network was trained on?
+"""Membership inference: do logits or features tell which forget images a network was trained on?
 
 The members are forget images that the network was trained on, the non-members are images of the
 same class that it never saw. Whoever can tell them apart knows not only the class, but that this
@@ -27,6 +27,7 @@ from pbu_cli.evaluation.statistics import auc, bootstrap
 
 MAX_LOSS = 1e3  # nats; stands for the infinite loss of a masked logit
 COMBINED = "all four"  # the classifier on all signals; a key of the JSON document
+FEATURES = "input of the head"  # the classifier on the features; a key of the JSON document
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,29 @@ def membership_advantages(
     features = [torch.stack(list(group.values()), dim=1) for group in groups]
     scores[COMBINED] = held_out_scores(features[0], features[1], seed=seed)
     return {name: advantage(*pair, seed=seed) for name, pair in scores.items()}
+
+
+def representation_advantage(
+    members: Tensor, non_members: Tensor, *, seed: int = 0
+) -> Advantage | None:
+    """The same attack on the input of the head, [m, d] and [n, d]. None for too few images.
+
+    It is the nested cross-validated logistic regression of `held_out_scores` on standardised
+    features. Source: the representation-level attack (rMIA) of Le et al., "POUR", CVPR 2026, arXiv
+    2511.19339: five folds of a linear classifier on features of training and test images of all
+    classes, and the share of the forget images among the training images that it calls members.
+    Here both groups are of the forgotten class alone, so that it needs no other images, and the
+    result is a two-sided advantage like the others.
+    """
+    count = min(len(members), len(non_members))
+    if count < MIN_IMAGES:
+        return None
+    generator = torch.Generator().manual_seed(seed)
+    groups = [
+        features.cpu()[torch.randperm(len(features), generator=generator)[:count]]
+        for features in (members, non_members)
+    ]
+    return advantage(*held_out_scores(groups[0], groups[1], seed=seed), seed=seed)
 
 
 def advantage(members: Tensor, non_members: Tensor, *, seed: int = 0) -> Advantage:

@@ -5,42 +5,40 @@ A measure whose data are missing is left out of the result; it is never zero.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor, nn
 
-from pbu_cli.audit import similarity
+from pbu_cli.audit import published_measures, similarity
+from pbu_cli.audit.estimates import Estimate, mean_estimate
 from pbu_cli.audit.linear_probe import probe
-from pbu_cli.audit.membership_inference import COMBINED, Advantage, membership_advantages
+from pbu_cli.audit.membership_inference import (
+    COMBINED,
+    FEATURES,
+    Advantage,
+    membership_advantages,
+    representation_advantage,
+)
+from pbu_cli.audit.networks import (
+    StageGrams,
+    attacked_model,
+    head_of,
+    network_behind,
+    noisy_logits,
+    stage_grams,
+)
+from pbu_cli.audit.perturbation import chosen_images
 from pbu_cli.audit.relearning_attack import Relearning, RelearningSettings, relearn
 from pbu_cli.data.preprocessing import model_inputs
-from pbu_cli.evaluation.compare import HEAD_MASK, ROW_SHIFT, Comparison
+from pbu_cli.evaluation.compare import HEAD_MASK, Comparison
 from pbu_cli.evaluation.members import Members
 from pbu_cli.evaluation.metrics import head_mask
-from pbu_cli.evaluation.outputs import NetworkOutputs, audit_batches
-from pbu_cli.evaluation.statistics import auc, bootstrap, mean_interval
-from pbu_cli.inputs.loaded_model import LoadedModel
-from pbu_cli.inputs.prepare import UnlearningInputs
-from pbu_cli.models.features import read_stages
-from pbu_cli.models.inference import predict
-from pbu_cli.models.parameter_groups import blocks
+from pbu_cli.evaluation.outputs import audit_batches
+from pbu_cli.evaluation.statistics import auc, bootstrap
+from pbu_cli.models.features import read_head
 from pbu_cli.unlearning.objective import log_odds
-
-MAX_CKA_IMAGES = 500  # forget images, and retained images, that CKA compares
-
-StageGrams = dict[str, dict[str, Tensor]]  # Gram matrices by stage and by `forget` or `retain`
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number and its 95 % interval."""
-
-    value: float
-    interval: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -70,24 +68,35 @@ def audit(
 
     progress is called with the name of each network before it is audited.
     """
-    probes = {name: _probe(comparison.outputs[name], seed) for name in comparison.loaded_models}
+    probes = {name: _probes(comparison, name, seed) for name in comparison.loaded_models}
+    prepared = comparison.prepared
+    noised = chosen_images(len(prepared.image_labels), seed)
+    noisy = noisy_logits(comparison, noised, seed)
     grams = {
-        name: _stage_grams(loaded, comparison, seed)
+        name: stage_grams(loaded, comparison, seed)
         for name, loaded in comparison.loaded_models.items()
     }
     audits = []
     for name in comparison.outputs:
         progress(name)
-        loaded = _network_behind(name)
-        model = _attacked_model(comparison, name)
-        measures = _measures_of_logits(comparison, name, seed) | probes[loaded]
+        loaded = network_behind(name)
+        model = attacked_model(comparison, name)
+        measures = (
+            _measures_of_logits(comparison, name, seed)
+            | probes[loaded]
+            | published_measures.measures_of_prototypes(comparison, name, seed)
+            | published_measures.measures_of_noise(
+                noisy, prepared.image_labels[noised], prepared.forgotten.cpu(), name, seed
+            )
+            | published_measures.adaptive_score(comparison, name, seed)
+        )
         relearning = _relearning(comparison, name, model, seed)
         if relearning is not None:
             measures["relearnt"] = Estimate(relearning.best, relearning.interval)
         advantages = _advantages(comparison, name, model, members, seed)
         if advantages is not None:
-            combined = advantages[COMBINED]
-            measures["membership"] = Estimate(combined.value, combined.interval)
+            for key, signal in (("membership", COMBINED), ("rmia", FEATURES)):
+                measures[key] = Estimate(advantages[signal].value, advantages[signal].interval)
         likeness = _likeness(name, grams) if name == loaded else {}
         audits.append(NetworkAudit(name, measures, relearning, advantages, likeness))
     return tuple(audits)
@@ -103,16 +112,16 @@ def _measures_of_logits(comparison: Comparison, name: str, seed: int) -> dict[st
             float(similarity.effective_classes(probabilities)),
             bootstrap((probabilities,), similarity.effective_classes, seed=seed),
         ),
-        "log_p_forget": _mean(_log_p(forget_logits, forgotten), seed),
+        "log_p_forget": mean_estimate(_log_p(forget_logits, forgotten), seed),
     }
     retrained = comparison.outputs.get("retrained")
     if retrained is not None:
         divergence = similarity.divergence(forget_logits, retrained.forget_logits)
-        measures["js"] = _mean(divergence, seed)
+        measures["js"] = mean_estimate(divergence, seed)
     # Whoever may shift a bias undoes the head mask, so its odds are measured before masking.
     unmasked = comparison.outputs["original"] if name == HEAD_MASK else outputs
     if retain_logits is not None and unmasked.retain_logits is not None:
-        measures["log_p_retain"] = _mean(_log_p(retain_logits, forgotten), seed)
+        measures["log_p_retain"] = mean_estimate(_log_p(retain_logits, forgotten), seed)
         odds = (
             log_odds(unmasked.forget_logits, forgotten),
             log_odds(unmasked.retain_logits, forgotten),
@@ -126,20 +135,17 @@ def _log_p(logits: Tensor, forgotten: Tensor) -> Tensor:
     return logits.double().log_softmax(dim=1).masked_fill(~forgotten, -math.inf).logsumexp(dim=1)
 
 
-def _mean(values: Tensor, seed: int) -> Estimate:
-    if not bool(values.isfinite().all()):
-        mean = values.mean().item()
-        return Estimate(mean, (mean, mean))
-    return Estimate(*mean_interval(values, seed=seed))
-
-
-def _probe(outputs: NetworkOutputs, seed: int) -> dict[str, Estimate]:
+def _probes(comparison: Comparison, name: str, seed: int) -> dict[str, Estimate]:
+    """The measures that depend on the features alone, which a control has from its network."""
+    outputs = comparison.outputs[name]
     if outputs.forget_features is None or outputs.retain_features is None:
         return {}
     found = probe(outputs.forget_features, outputs.retain_features, seed=seed)
+    measures = published_measures.measures_of_classes(comparison, name, seed)
+    measures |= published_measures.representation_scores(comparison, name, seed)
     if found is None:
-        return {}
-    return {
+        return measures
+    return measures | {
         "probe": Estimate(found.balanced, found.balanced_interval),
         "probe_recall": Estimate(found.recall, found.recall_interval),
     }
@@ -169,55 +175,18 @@ def _advantages(
     if members is None:
         return None
     prepared = comparison.prepared
-    logits = _logits(model, members.images.pixels, prepared)
+    features, logits = read_head(
+        model, head_of(comparison, name), audit_batches(members.images.pixels, prepared)
+    )
     if name == HEAD_MASK:
         logits = head_mask(logits, prepared.forgotten.cpu())
-    forget_logits = comparison.outputs[name].forget_logits
-    return membership_advantages(
-        logits, members.labels, forget_logits, prepared.image_labels, seed=seed
+    outputs = comparison.outputs[name]
+    found = membership_advantages(
+        logits, members.labels, outputs.forget_logits, prepared.image_labels, seed=seed
     )
-
-
-def _logits(model: nn.Module, pixels: Tensor, prepared: UnlearningInputs) -> Tensor:
-    return predict(model, audit_batches(pixels, prepared), device="cpu").logits
-
-
-def _network_behind(name: str) -> str:
-    """The name of the network that a control is made from; a network's own name stays."""
-    return name.partition(",")[0]
-
-
-def _attacked_model(comparison: Comparison, name: str) -> nn.Module:
-    """The model that an attacker would tune: for the row shift, a copy with the shifted row."""
-    network = comparison.loaded_models[_network_behind(name)].network
-    if name != ROW_SHIFT or comparison.shift is None:
-        return network.module
-    head = network.layout.head_layer
-    assert head is not None
-    model = copy.deepcopy(network.module)
-    weight = model.get_submodule(head).weight
-    assert isinstance(weight, Tensor)
-    with torch.no_grad():
-        weight[comparison.prepared.forgotten] -= comparison.shift.to(weight.device)
-    return model
-
-
-def _stage_grams(loaded: LoadedModel, comparison: Comparison, seed: int) -> StageGrams:
-    """The Gram matrices of a network's stages, on the same images for every network."""
-    network, retained = loaded.network, comparison.retained
-    head = network.layout.head_layer or ""
-    paths = [p for p in blocks(network.module) if p != head and not head.startswith(f"{p}.")]
-    sides = {"forget": comparison.prepared.images}
-    if retained is not None:
-        sides["retain"] = retained.images
-    grams: StageGrams = {}
-    for side, images in sides.items():
-        generator = torch.Generator().manual_seed(seed)
-        chosen = torch.randperm(len(images.pixels), generator=generator)[:MAX_CKA_IMAGES]
-        batches = audit_batches(images.pixels[chosen], comparison.prepared)
-        for path, features in read_stages(network.module, paths, batches).items():
-            grams.setdefault(path, {})[side] = similarity.gram(features)
-    return grams
+    assert outputs.forget_features is not None
+    by_features = representation_advantage(features, outputs.forget_features, seed=seed)
+    return None if found is None or by_features is None else found | {FEATURES: by_features}
 
 
 def _likeness(name: str, grams: dict[str, StageGrams]) -> dict[str, dict[str, Estimate]]:

@@ -1,4 +1,4 @@
-"""How alike two networks are on the same images: in their predictions, and stage by stage inside.
+"""How alike two networks are on the same images: in their predictions, and inside.
 
 Index letters: n images, c classes, d features.
 """
@@ -64,18 +64,67 @@ def cka_of_grams(k: Tensor, m: Tensor) -> tuple[float, tuple[float, float]]:
     >>> round(cka_of_grams(gram(x), gram(-2 * x.flip(1) + 1))[0], 4)
     1.0
     """
-    n = len(k)
-    groups = min(JACKKNIFE_GROUPS, n // 5)
+    groups = min(JACKKNIFE_GROUPS, len(k) // 5)
     if groups < 2:
         return math.nan, (math.nan, math.nan)
     value = _cka(k, m)
-    without_group = []
-    for group in range(groups):
-        kept = torch.arange(n) % groups != group
-        without_group.append(_cka(k[kept][:, kept], m[kept][:, kept]))
-    values = torch.tensor(without_group).double()
-    error = math.sqrt((groups - 1) / groups * (values - values.mean()).square().sum().item())
+    error = _jackknife_error(_without_each_group(k, m, groups))
     return value, (max(-1.0, value - 1.96 * error), min(1.0, value + 1.96 * error))
+
+
+def representation_unlearning_score(
+    forget: tuple[Tensor, Tensor], retain: tuple[Tensor, Tensor], *, to_original: bool
+) -> tuple[float, tuple[float, float]]:
+    """RUS: the harmonic mean of forgetting and retention, 0 to 1, and its 95 % interval.
+
+    forget, retain: the matrices [n, n] that `gram` makes of the input of the head, of this network
+    and of the network that it is compared with, on forget and on retained images. Retention is the
+    CKA of the two on retained images. Forgetting is the CKA on forget images where the other
+    network was retrained, and 1 minus it where the other is the original (`to_original`). So the
+    original has 0 and the retrained network 1 with itself. CKA below 0 counts as 0. The result is
+    NaN where CKA is, and for fewer than ten images of either kind. The interval is a jackknife over
+    groups of images, of both kinds together.
+
+    Source: Le et al., "POUR: a provably optimal method for unlearning representations via neural
+    collapse", CVPR 2026, arXiv 2511.19339, which uses the biased CKA.
+
+    >>> x, y = torch.randn(2, 40, 3, generator=torch.Generator().manual_seed(0))
+    >>> same = gram(x), gram(3 * x)
+    >>> round(representation_unlearning_score(same, same, to_original=False)[0], 4)
+    1.0
+    >>> round(representation_unlearning_score(same, same, to_original=True)[0], 4)
+    0.0
+    """
+    groups = min(JACKKNIFE_GROUPS, len(forget[0]) // 5, len(retain[0]) // 5)
+    if groups < 2:
+        return math.nan, (math.nan, math.nan)
+
+    def score(on_forget: float, on_retained: float) -> float:
+        if math.isnan(on_forget) or math.isnan(on_retained):
+            return math.nan
+        forgetting = 1 - max(on_forget, 0.0) if to_original else max(on_forget, 0.0)
+        total = forgetting + max(on_retained, 0.0)
+        return 2 * forgetting * max(on_retained, 0.0) / total if total > 0 else 0.0
+
+    value = score(_cka(*forget), _cka(*retain))
+    sides = (_without_each_group(*side, groups) for side in (forget, retain))
+    error = _jackknife_error([score(*pair) for pair in zip(*sides, strict=True)])
+    return value, (max(0.0, value - 1.96 * error), min(1.0, value + 1.96 * error))
+
+
+def _without_each_group(k: Tensor, m: Tensor, groups: int) -> list[float]:
+    """CKA without the images of each group in turn; image i is in group i modulo `groups`."""
+    found = []
+    for group in range(groups):
+        kept = torch.arange(len(k)) % groups != group
+        found.append(_cka(k[kept][:, kept], m[kept][:, kept]))
+    return found
+
+
+def _jackknife_error(without_group: list[float]) -> float:
+    """The standard error of a value, from the values without each group."""
+    values, groups = torch.tensor(without_group).double(), len(without_group)
+    return math.sqrt((groups - 1) / groups * (values - values.mean()).square().sum().item())
 
 
 def _kl_in_bits(p: Tensor, q: Tensor) -> Tensor:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pbu_cli.evaluation.measures import MEASURES
 
 if TYPE_CHECKING:
-    from pbu_cli.audit.run import Estimate, NetworkAudit
+    from pbu_cli.audit.estimates import Estimate
+    from pbu_cli.audit.run import NetworkAudit
 
 UNKNOWN = "unknown"
 
@@ -67,14 +69,17 @@ def _measures(audits: Sequence[NetworkAudit], seed: int) -> Table:
         f"{measure.title}{f' [{measure.needs}]' if measure.needs else ''}: {measure.definition}"
         for measure in MEASURES.values()
     ]
-    missing_flags = {
-        measure.needs
-        for key, measure in MEASURES.items()
-        if measure.needs and not any(key in a.measures for a in audits)
-    }
+    known = {key for key in MEASURES if any(key in a.measures for a in audits)}
+    given_flags = _flags(known)
+    missing_flags = sorted(_flags(MEASURES.keys() - known) - given_flags)
     if missing_flags:
-        captions.append(f"unknown: needs {' or '.join(sorted(missing_flags))}, or more images")
+        captions.append(f"unknown: needs {' or '.join(missing_flags)}, or more images")
     return Table("What is left of the class", ("", *(a.name for a in audits)), rows, captions)
+
+
+def _flags(keys: AbstractSet[str]) -> set[str]:
+    """The flags that these measures need."""
+    return {flag for key in keys for flag in MEASURES[key].needs.split(" and ") if flag}
 
 
 def _relearning_curves(audits: Sequence[NetworkAudit]) -> list[Table]:

@@ -92,8 +92,8 @@ Audit = Annotated[
     bool,
     typer.Option(
         "--audit",
-        help="Measure what is left inside the network too: probe, odds, relearning, membership,"
-        " similarity to --retrained.",
+        help="Measure what is left inside the network too: probes, odds, relearning, prototypes,"
+        " noisy images, membership, similarity to --retrained.",
     ),
 ]
 Members = Annotated[

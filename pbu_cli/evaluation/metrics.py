@@ -27,6 +27,23 @@ def accuracy_per_class(predictions: Tensor, labels: Tensor) -> dict[int, float]:
     return {c: accuracy(predictions[labels == c], labels[labels == c]) for c in classes}
 
 
+def adaptive_unlearning_score(retain: Tensor, forget: Tensor) -> Tensor:
+    """AUS = (1 - (A_Dr of the original - A_Dr)) / (1 + A_Df), with accuracies from 0 to 1.
+
+    retain: for each retained image whether the original and this network are right, 0 or 1,
+    [..., m, 2]. forget: whether this network is right, [..., n]. The result is 1 for a network that
+    forgets the class and keeps the original's A_Dr, and above 1 for one that gains A_Dr, as the
+    head mask does. Source: Cotogni et al., "DUCK: distance-based unlearning via centroid
+    kinematics", arXiv 2312.02052, for the removal of a class.
+
+    >>> retain = torch.tensor([[1.0, 1], [1, 1], [1, 0], [0, 0]])   # A_Dr from .75 to .5
+    >>> adaptive_unlearning_score(retain, torch.tensor([1.0, 0, 0, 0]))   # .75 / 1.25
+    tensor(0.6000)
+    """
+    original, own = retain.mean(dim=-2).unbind(dim=-1)
+    return (1 - (original - own)) / (1 + forget.mean(dim=-1))
+
+
 def prediction_shares(predictions: Tensor, num_classes: int) -> dict[int, float]:
     """Percent of images by predicted class, commonest first, without the zeros. int64 [n].
 

@@ -11,6 +11,7 @@ import torch
 from pbu_cli.audit.membership_inference import (
     advantage,
     membership_advantages,
+    representation_advantage,
     signals,
 )
 
@@ -85,3 +86,23 @@ def test_the_interval_is_folded_at_an_auc_of_half() -> None:
     below = advantage(scores, scores + 40)
     assert 0 < below.interval[0] < below.value < below.interval[1]
     assert below.auc < 0.5
+
+
+def test_features_that_tell_members_apart_do_so_and_others_do_not() -> None:
+    generator = torch.Generator().manual_seed(3)
+    plain, other = torch.randn(2, 200, 5, generator=generator)
+    apart = representation_advantage(other + torch.tensor([3.0, 0, 0, 0, 0]), plain)
+    same = representation_advantage(other, plain)
+    assert apart is not None
+    assert same is not None
+    assert apart.value > 0.45
+    assert same.value < 0.1
+    assert representation_advantage(plain[:19], other) is None
+
+
+def test_both_groups_of_features_are_cut_to_the_same_size() -> None:
+    generator = torch.Generator().manual_seed(4)
+    plain = torch.randn(400, 3, generator=generator)
+    found = representation_advantage(plain[:30], plain[30:])
+    assert found is not None
+    assert found.value < 0.25

@@ -10,7 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from pbu_cli.audit.similarity import cka_of_grams, divergence, effective_classes, gram
+from pbu_cli.audit.similarity import (
+    cka_of_grams,
+    divergence,
+    effective_classes,
+    gram,
+    representation_unlearning_score,
+)
 
 
 def test_divergence_is_its_formula_in_bits() -> None:
@@ -79,3 +85,50 @@ def test_cka_of_few_images_and_of_constant_features_is_unknown() -> None:
     assert math.isnan(cka(torch.randn(3, 2), torch.randn(3, 2))[0])
     assert math.isnan(cka(torch.ones(30, 2), torch.randn(30, 2))[0])
     assert gram(torch.ones(3, 2)).abs().max() == 0
+
+
+def related(noise: float, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """The Gram matrices of features and of the same features with noise."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(count, 6, generator=generator).double()
+    return gram(x), gram(x + noise * torch.randn(count, 6, generator=generator).double())
+
+
+@pytest.mark.parametrize("to_original", [True, False])
+def test_rus_is_the_harmonic_mean_of_forgetting_and_retention(to_original: bool) -> None:
+    forget, retain = related(1.0, 60, 0), related(0.3, 80, 1)
+    value, (low, high) = representation_unlearning_score(forget, retain, to_original=to_original)
+    on_forget, on_retained = cka_of_grams(*forget)[0], cka_of_grams(*retain)[0]
+    forgetting = 1 - on_forget if to_original else on_forget
+    assert value == pytest.approx(1 / ((1 / forgetting + 1 / on_retained) / 2))
+    assert 0 <= low < value < high <= 1
+
+
+def test_the_interval_of_rus_is_a_jackknife_over_both_kinds_of_images() -> None:
+    forget, retain = related(1.0, 50, 2), related(0.5, 50, 3)
+    found = representation_unlearning_score(forget, retain, to_original=False)
+    without = []
+    for group in range(10):
+        kept = [i for i in range(50) if i % 10 != group]
+        smaller = [(k[kept][:, kept], m[kept][:, kept]) for k, m in (forget, retain)]
+        without.append(
+            representation_unlearning_score(smaller[0], smaller[1], to_original=False)[0]
+        )
+    mean = sum(without) / 10
+    error = math.sqrt(0.9 * sum((one - mean) ** 2 for one in without))
+    assert found[1][0] == pytest.approx(found[0] - 1.96 * error)
+    assert found[1][1] == pytest.approx(min(1, found[0] + 1.96 * error))
+
+
+def test_rus_of_unrelated_constant_or_few_features() -> None:
+    generator = torch.Generator().manual_seed(6)
+    unrelated = tuple(gram(torch.randn(100, 500, generator=generator)) for _ in range(2))
+    pair = unrelated[0], unrelated[1]
+    value, (low, high) = representation_unlearning_score(pair, pair, to_original=False)
+    assert 0 <= low <= value < 0.1
+    assert high < 0.3
+    constant = gram(torch.ones(30, 2)), gram(torch.ones(30, 2))
+    some = related(0.1, 30, 0)
+    assert math.isnan(representation_unlearning_score(constant, some, to_original=True)[0])
+    few = related(0.1, 9, 0)
+    assert math.isnan(representation_unlearning_score(few, some, to_original=True)[0])

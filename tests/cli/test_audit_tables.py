@@ -2,10 +2,12 @@
 
 import math
 
+from pbu_cli.audit.estimates import Estimate
 from pbu_cli.audit.membership_inference import Advantage
 from pbu_cli.audit.relearning_attack import Relearning
-from pbu_cli.audit.run import Estimate, NetworkAudit
+from pbu_cli.audit.run import NetworkAudit
 from pbu_cli.cli.audit_tables import audit_tables, cell
+from pbu_cli.evaluation.measures import MEASURES
 
 
 def test_an_unknown_measure_is_a_row_and_the_caption_names_the_flag_it_needs() -> None:
@@ -15,7 +17,16 @@ def test_an_unknown_measure_is_a_row_and_the_caption_names_the_flag_it_needs() -
     assert rows["probe, balanced (%)"] == ("88.4 [87.0,89.9]", "unknown")
     assert rows["odds AUC"] == ("unknown", "unknown")
     assert "seed 3" in table.captions[0]
-    assert table.captions[-1].startswith("unknown: needs --members or --retain or --retrained")
+    # A probe is known, so that --retain was given.
+    needed = "unknown: needs --members or --original or --retrained, or more images"
+    assert table.captions[-1] == needed
+
+
+def test_no_flag_is_named_where_all_were_given() -> None:
+    known = {key: Estimate(1.0, (1.0, 1.0)) for key in MEASURES if key != "r_tau"}
+    (table,) = audit_tables([NetworkAudit("checkpoint", known)], seed=3)
+    assert ("residual knowledge, r_tau", "unknown") in table.rows
+    assert not any(caption.startswith("unknown: needs") for caption in table.captions)
 
 
 def test_an_infinite_value_has_no_interval_and_nan_is_unknown() -> None:

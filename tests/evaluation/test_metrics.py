@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 
 from pbu_cli.evaluation import metrics
@@ -43,3 +44,19 @@ def test_the_row_shift_is_the_smallest_that_hides_the_class() -> None:
 def test_no_row_shift_hides_images_whose_features_cancel_in_the_mean() -> None:
     features = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])  # their mean is 0
     assert metrics.row_shift(torch.eye(2), features, torch.tensor([True, False])) is None
+
+
+def test_the_adaptive_score_is_its_formula_and_takes_resamples() -> None:
+    retain = torch.tensor([[1.0, 1.0], [1.0, 0.0], [1.0, 1.0], [0.0, 0.0], [0.0, 1.0]]).double()
+    forget = torch.tensor([1.0, 0.0]).double()
+    value = metrics.adaptive_unlearning_score(retain, forget)
+    assert value.item() == pytest.approx((1 - (0.6 - 0.6)) / 1.5)
+    stacked = metrics.adaptive_unlearning_score(
+        torch.stack([retain, retain[:, [0, 0]]]), torch.stack([forget, 0 * forget])
+    )
+    assert stacked.tolist() == pytest.approx([1 / 1.5, 1.0])
+
+
+def test_a_gain_of_retained_accuracy_scores_above_1() -> None:
+    retain = torch.tensor([[0.0, 1.0], [1.0, 1.0]])
+    assert metrics.adaptive_unlearning_score(retain, torch.zeros(3)).item() == 1.5
