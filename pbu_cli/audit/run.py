@@ -18,10 +18,10 @@ from pbu_cli.audit.linear_probe import probe
 from pbu_cli.audit.membership_inference import COMBINED, Advantage, membership_advantages
 from pbu_cli.audit.relearning_attack import Relearning, RelearningSettings, relearn
 from pbu_cli.data.preprocessing import model_inputs
-from pbu_cli.evaluation.compare import HEAD_MASK, ROW_SHIFT, Comparison
+from pbu_cli.evaluation.compare import Comparison
 from pbu_cli.evaluation.members import Members
 from pbu_cli.evaluation.metrics import head_mask
-from pbu_cli.evaluation.outputs import NetworkOutputs, audit_batches
+from pbu_cli.evaluation.outputs import HEAD_MASK, ROW_SHIFT, NetworkOutputs, audit_batches
 from pbu_cli.evaluation.statistics import auc, bootstrap, mean_interval
 from pbu_cli.inputs.loaded_model import LoadedModel
 from pbu_cli.inputs.prepare import UnlearningInputs
@@ -148,13 +148,13 @@ def _probe(outputs: NetworkOutputs, seed: int) -> dict[str, Estimate]:
 def _relearning(
     comparison: Comparison, name: str, model: nn.Module, seed: int
 ) -> Relearning | None:
-    prepared, retained = comparison.prepared, comparison.retained
-    if retained is None:
+    prepared, sample = comparison.prepared, comparison.sample
+    if sample is None:
         return None
     return relearn(
         model,
         (prepared.images.pixels, prepared.image_labels),
-        (retained.images.pixels, retained.labels),
+        (sample.pixels, sample.labels),
         prepared.forgotten,
         RelearningSettings(batch_size=prepared.batch_size),
         seed=seed,
@@ -204,17 +204,17 @@ def _attacked_model(comparison: Comparison, name: str) -> nn.Module:
 
 def _stage_grams(loaded: LoadedModel, comparison: Comparison, seed: int) -> StageGrams:
     """The Gram matrices of a network's stages, on the same images for every network."""
-    network, retained = loaded.network, comparison.retained
+    network = loaded.network
     head = network.layout.head_layer or ""
     paths = [p for p in blocks(network.module) if p != head and not head.startswith(f"{p}.")]
-    sides = {"forget": comparison.prepared.images}
-    if retained is not None:
-        sides["retain"] = retained.images
+    sides = {"forget": comparison.prepared.images.pixels}
+    if comparison.sample is not None:
+        sides["retain"] = comparison.sample.pixels
     grams: StageGrams = {}
-    for side, images in sides.items():
+    for side, pixels in sides.items():
         generator = torch.Generator().manual_seed(seed)
-        chosen = torch.randperm(len(images.pixels), generator=generator)[:MAX_CKA_IMAGES]
-        batches = audit_batches(images.pixels[chosen], comparison.prepared)
+        chosen = torch.randperm(len(pixels), generator=generator)[:MAX_CKA_IMAGES]
+        batches = audit_batches(pixels[chosen], comparison.prepared)
         for path, features in read_stages(network.module, paths, batches).items():
             grams.setdefault(path, {})[side] = similarity.gram(features)
     return grams

@@ -36,15 +36,21 @@ def score_comparison(comparison: Comparison) -> Evaluation:
     """The scores of all networks and controls of a comparison."""
     prepared, retained = comparison.prepared, comparison.retained
     retain_labels = None if retained is None else retained.labels
-    used = {"forget": prepared.images, "retain": None if retained is None else retained.images}
+    skipped = {
+        "forget": prepared.images.bad,
+        "retain": () if retained is None else retained.files.bad,
+    }
     scores = tuple(
         score(name, outputs, prepared.image_labels, retain_labels)
         for name, outputs in comparison.outputs.items()
     )
     return Evaluation(
         scores=scores,
-        images={key: 0 if images is None else len(images.pixels) for key, images in used.items()},
-        skipped={key: 0 if images is None else len(images.bad) for key, images in used.items()},
+        images={
+            "forget": len(prepared.image_labels),
+            "retain": 0 if retain_labels is None else len(retain_labels),
+        },
+        skipped={key: len(bad) for key, bad in skipped.items()},
         accuracy_loss=_accuracy_loss(comparison),
         loaded=prepared.loaded,
         warnings=_warnings(comparison, scores),
@@ -68,6 +74,6 @@ def _warnings(comparison: Comparison, scores: Sequence[Scores]) -> tuple[str, ..
     found = doubts_about_networks(models, comparison.same_weights, by_name)
     if retained is not None:
         classes = sorted(set(retained.labels.tolist()))
-        found += unreadable_images("retained", retained.images)
+        found += unreadable_images("retained", retained.files)
         found += doubts_about_classes(models["checkpoint"], by_name, classes)
     return tuple(found)

@@ -126,7 +126,8 @@ def run_comparison(request: EvaluationRequest, session: Session) -> tuple[Compar
         request.options,
         session.log,
         stdin=session.stdin,
-        read_features=request.audit,
+        audit_seed=request.audit_options.seed if request.audit else None,
+        progress=session.progress,
     )
     evaluation = score_comparison(comparison)
     session.log.warn(evaluation.warnings)

@@ -17,8 +17,9 @@ from pbu_cli.audit.relearning_attack import ATTACKERS, RelearningSettings
 from pbu_cli.audit.run import _attacked_model, _logits
 from pbu_cli.benchmark.demo_digits import DemoFiles
 from pbu_cli.evaluation import statistics
-from pbu_cli.evaluation.compare import ROW_SHIFT, ComparisonRequest, compare
+from pbu_cli.evaluation.compare import ComparisonRequest, compare
 from pbu_cli.evaluation.measures import MEASURES
+from pbu_cli.evaluation.outputs import ROW_SHIFT
 from pbu_cli.inputs.inferred import InferenceLog
 from pbu_cli.settings import InputOptions
 from tests.conftest import Ran
@@ -156,7 +157,7 @@ def test_the_attacked_row_shift_is_the_one_whose_logits_are_scored(digits: DemoF
     request = ComparisonRequest(
         digits.checkpoint, [str(digits.test / "8")], original=digits.checkpoint
     )
-    comparison = compare(request, InputOptions(), InferenceLog(), read_features=True)
+    comparison = compare(request, InputOptions(), InferenceLog(), audit_seed=0)
     original = comparison.loaded_models["original"].network.module
     before = {name: value.clone() for name, value in original.state_dict().items()}
     prepared = comparison.prepared
