@@ -206,7 +206,8 @@ class InputOptions:
     names, one for all folders or one for each. mean, std: one number a channel, of pixels in
     [0, 1]. size: (height, width) in pixels. batch_size: images per forward pass. exif_rotation:
     turn images as their EXIF data say. preset: torchvision weights whose way of resizing and
-    normalisation are used, or NO_PRESET for pbu's own way whatever a file states.
+    normalisation are used, or NO_PRESET for pbu's own way whatever a file states. class_index: a
+    file with the name or the WordNet id of each class.
     """
 
     arch: str | None = None
@@ -222,6 +223,7 @@ class InputOptions:
     exif_rotation: bool = True
     preset: str | None = None
     state_dict: str | None = None
+    class_index: str | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.batch_size <= MAX_BATCH:
@@ -232,8 +234,9 @@ class InputOptions:
     def entry(self) -> dict[str, Any]:
         """The options as records and metadata have them, without the folder of an absolute --arch.
 
-        `exif_rotation` is there only where it is off, `preset` and `state_dict` only where they are
-        given: a run without the flags writes the same bytes as versions did that had no such flags.
+        `exif_rotation` is there only where it is off, `preset`, `state_dict` and `class_index` only
+        where they are given: a run without the flags writes the same bytes as versions did that
+        had no such flags.
         """
         found = dict(vars(self))
         if self.arch is not None and ":" in self.arch and os.path.isabs(self.arch):  # noqa: PTH117
@@ -244,4 +247,8 @@ class InputOptions:
             del found["preset"]
         if self.state_dict is None:
             del found["state_dict"]
+        if self.class_index is None:
+            del found["class_index"]
+        else:
+            found["class_index"] = os.path.basename(self.class_index)  # noqa: PTH119 (as above)
         return found

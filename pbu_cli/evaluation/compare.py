@@ -104,6 +104,14 @@ class Comparison:
         """The retained images that an audit reads; None without an audit or retained images."""
         return None if self.retained is None else self.retained.sample
 
+    @property
+    def sampled(self) -> str:
+        """The sample in words, where it is not all of the retained images; else empty."""
+        if self.retained is None or self.retained.sample is None:
+            return ""
+        count, of = len(self.retained.sample.labels), len(self.retained.labels)
+        return f"{count:,} of {of:,} retained images" if count < of else ""
+
 
 def compare(
     request: ComparisonRequest,
@@ -167,7 +175,12 @@ def compare(
         retained, outputs = _of_known_classes(source, retained, outputs, prepared.loaded, log)
     shown = {name: outputs[name] for name in SHOWN if name in outputs}
     shift = None if controls is None else controls.shift
-    return Comparison(prepared, models, shown, retained, shift, pairs_of_same_weights(models))
+    same = pairs_of_same_weights(models)
+    found = Comparison(prepared, models, shown, retained, shift, same)
+    if found.sampled:
+        source_of_it = f"drawn by class with --seed {audit_seed}; A_Dr is of all"
+        log.add(Inferred("audit sample", found.sampled, source_of_it))
+    return found
 
 
 def _of_known_classes(
@@ -189,10 +202,6 @@ def _of_known_classes(
         sampled = None if retained.sample is None else known[retained.sample.index]
         retained = retained.only(known)
         outputs = {name: found.only_retained(known, sampled) for name, found in outputs.items()}
-    sample = retained.sample
-    if sample is not None and len(sample.labels) < len(retained.labels):
-        text = f"{len(sample.labels):,} of {len(retained.labels):,} retained images"
-        log.add(Inferred("audit sample", len(sample.labels), "drawn by class with --seed", text))
     return retained, outputs
 
 

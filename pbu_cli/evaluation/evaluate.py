@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pbu_cli.evaluation.accuracy_loss import AccuracyLoss, estimate_accuracy_loss
+from pbu_cli.evaluation.class_losses import ClassLoss, class_losses
 from pbu_cli.evaluation.compare import Comparison
 from pbu_cli.evaluation.reference_networks import doubts_about_classes, doubts_about_networks
 from pbu_cli.evaluation.scores import Scores, score
@@ -19,7 +20,8 @@ class Evaluation:
     """Scores of the checkpoint, and of what it is compared with, on the same images.
 
     images, skipped: how many forget and retained images were used, and how many were left out as
-    unreadable, under the keys `forget` and `retain`. accuracy_loss: what the checkpoint has lost of
+    unreadable, under the keys `forget` and `retain`. class_losses: every retained class, the one
+    that lost most first; empty without an original. accuracy_loss: what the checkpoint has lost of
     A_Dr, estimated from the forget images alone; None without an original. loaded: the network that
     labels and normalisation were inferred with.
     """
@@ -27,6 +29,7 @@ class Evaluation:
     scores: tuple[Scores, ...]
     images: dict[str, int]
     skipped: dict[str, int]
+    class_losses: tuple[ClassLoss, ...]
     accuracy_loss: AccuracyLoss | None
     loaded: LoadedModel
     warnings: tuple[str, ...]
@@ -51,6 +54,7 @@ def score_comparison(comparison: Comparison) -> Evaluation:
             "retain": 0 if retain_labels is None else len(retain_labels),
         },
         skipped={key: len(bad) for key, bad in skipped.items()},
+        class_losses=class_losses(comparison),
         accuracy_loss=_accuracy_loss(comparison),
         loaded=prepared.loaded,
         warnings=_warnings(comparison, scores),

@@ -180,13 +180,11 @@ def forget_outputs(
     return NetworkOutputs(logits, torch.cat(of_head) if of_head else None)
 
 
-def head_warnings(
-    loaded_models: Mapping[str, LoadedModel], prepared: UnlearningInputs
-) -> list[str]:
+def head_warnings(models: Mapping[str, LoadedModel], prepared: UnlearningInputs) -> list[str]:
     """A warning for each network whose logits do not come from its head alone."""
     some = next(audit_batches(prepared.images.pixels[:AUDIT_BATCH], prepared))
     warnings = []
-    for name, loaded in loaded_models.items():
+    for name, loaded in models.items():
         network = loaded.network
         head = network.layout.head_layer or ""
         layers = layers_of_logits(network.module, head, some)

@@ -77,7 +77,7 @@ def case(of: str, images: Path, count: int, work: Path, checkpoint: Path | None)
         assert checkpoint is not None, "--checkpoint is missing"
         network = work / "cifar100_resnet20.py"
         network.write_text(NETWORK)
-        flags = ("--arch", f"{network}:resnet20", *CIFAR100)
+        flags: tuple[str, ...] = ("--arch", f"{network}:resnet20", *CIFAR100)
         return Case(checkpoint, folders, "bicycle", flags)
     if checkpoint is not None:
         flags = ("--arch", "timm:tf_efficientnet_lite0", *IMAGENET)

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pbu_cli.data.class_index import WORDNET_ID
 from pbu_cli.data.class_order import NAME, ONE_BASED, POSITION, better_order, class_orders
 from pbu_cli.data.label_names import label_from_name, parse_label
 from pbu_cli.data.labelled_list import read_labelled_list
@@ -75,12 +76,13 @@ def find_retained_images(
     if os.path.isfile(source):  # noqa: PTH113
         found = _from_csv(source, prepared, options, log, order)
     else:
-        found = _from_folder(source, prepared, log, order)
+        found = _from_folder(source, prepared, options, log, order)
     loaded = prepared.loaded
     class_names, num_classes = loaded.description.label_names, loaded.network.num_classes
+    ids = loaded.description.label_ids
     left_out = {
         *prepared.image_labels.tolist(),
-        *(parse_label(text, "--forgotten", class_names, num_classes) for text in forgotten),
+        *(parse_label(text, "--forgotten", class_names, num_classes, ids) for text in forgotten),
     }
     kept = [k for k, label in enumerate(found.labels) if label not in left_out]
     if not kept:
@@ -117,7 +119,11 @@ def check_order(source: RetainedSource, predictions: Tensor, labels: Tensor, ind
 
 
 def _from_folder(
-    source: str, prepared: UnlearningInputs, log: InferenceLog, order: str | None
+    source: str,
+    prepared: UnlearningInputs,
+    options: InputOptions,
+    log: InferenceLog,
+    order: str | None,
 ) -> _LabelledGroups:
     """The class folders of a folder, with their labels.
 
@@ -127,14 +133,17 @@ def _from_folder(
     """
     num_classes = prepared.loaded.network.num_classes
     class_names = prepared.loaded.description.label_names
+    ids = prepared.loaded.description.label_ids
     (whole,) = list_groups([source], None)
     log.warn(repeated_folders([whole]))
     groups = split_by_subfolder(whole)
     names = [group.name for group in groups]
-    orders = class_orders(names, class_names, num_classes)
+    orders = class_orders(names, class_names, num_classes, ids)
     if order is not None or NAME in orders:
         return _in_order(source, groups, orders, order)
-    labels = [label_from_name(name, class_names, num_classes, strict=True) for name in names]
+    labels = [
+        label_from_name(name, class_names, num_classes, strict=True, ids=ids) for name in names
+    ]
     contradicting = [k for k, label in enumerate(labels) if label not in (None, k)]
     if len(groups) == num_classes and not contradicting:
         first, last = printable(groups[0].name, 40), printable(groups[-1].name, 40)
@@ -157,8 +166,18 @@ def _from_folder(
     possible = [name for name in FLAGS if name in orders]
     if possible:
         contradiction += f"; or pass --retain-order {' or '.join(possible)}"
+    unknown = [name for name, label in zip(names, labels, strict=True) if label is None]
+    if unknown:
+        which = f"{printable(unknown[0], 40)} names no class" + (
+            f", and neither do {len(unknown) - 1} others" if unknown[1:] else ""
+        )
+    else:
+        which = "two folders name the same class"
+    if options.class_index is None and any(map(WORDNET_ID.fullmatch, unknown)):
+        contradiction += "; or pass --class-index FILE, which gives the class of each WordNet id"
     raise ImageError(
-        f"{printable(source)}: {len(groups)} folders, and not every name gives a class of its own;"
+        f"{printable(source)}: {len(groups)} folders, and not every name gives a class of its own:"
+        f" {which};"
         " expected folders named by class index or class name, or one folder for each of the"
         f" {num_classes} classes in alphabetical order{contradiction}"
     )
@@ -190,11 +209,12 @@ def _from_csv(
 ) -> _LabelledGroups:
     """The images of a file of `path,label` lines, one group a label."""
     class_names = prepared.loaded.description.label_names
+    ids = prepared.loaded.description.label_ids
     num_classes = prepared.loaded.network.num_classes
     found = read_labelled_list(
-        Path(source), class_names, num_classes, skip_missing=options.skip_bad
+        Path(source), class_names, num_classes, skip_missing=options.skip_bad, ids=ids
     )
     if found.header is not None:
         log.add(Inferred("header", found.header, f"the first line of {source}; it is left out"))
-    orders = class_orders(found.texts, class_names, num_classes)
+    orders = class_orders(found.texts, class_names, num_classes, ids)
     return _in_order(source, found.groups, {**orders, NAME: list(found.labels)}, order)
