@@ -9,7 +9,7 @@ cifar100: DIR is the folder of class folders of CIFAR-100's training images, and
 `tf_efficientnet_lite0`; without it the network is torchvision's `mobilenet_v3_small` with random
 weights, which is quick and whose memory is the same. --code: a clone of another version of pbu to
 measure; --csv: a file that rows are added to. What is measured is the whole process, on one thread:
-seconds from start to end, and the largest resident memory.
+seconds from start to end and of the processor, and the largest resident memory.
 """
 
 from __future__ import annotations
@@ -114,6 +114,7 @@ def measure(of: str, found: Case, code: Path, work: Path, more: list[str]) -> di
         "flags": " ".join(more),
         "retained": document["images"]["retain"],
         "seconds": f"{seconds:.1f}",
+        "cpu_seconds": f"{usage.ru_utime + usage.ru_stime:.1f}",
         "peak_mb": f"{usage.ru_maxrss * 1024 / 1e6:.0f}",
         "a_dr": f"{document['scores'][0]['a_dr']:.4f}",
         "scores_sha256": hashlib.sha256(scores.encode()).hexdigest()[:16],

@@ -21,8 +21,6 @@ from pbu_cli.inputs.inferred import InferenceLog, Inferred
 from pbu_cli.inputs.prepare import UnlearningInputs
 from pbu_cli.settings import InputOptions
 
-PREDICTIONS = "retain_predictions"
-
 
 @dataclass(frozen=True)
 class Sample:
@@ -101,86 +99,101 @@ def predict_retained(
         fit=prepared.fit,
     )
     labels = source.of_files(source.labels)
-    collected = _Collected(len(labels), (channels, *size))
+    audit, chosen = seed is not None, None
     if seed is not None:
         room = sample_size(len(labels), channels * size[0] * size[1])
-        collected.sample(stratified_sample(labels, room, seed))
+        chosen = stratified_sample(labels, room, seed)
+    collected = _Collected(len(labels), (channels, *size), chosen)
     forget = {_digest(image) for image in prepared.images.pixels}
     repeated = 0
-    for pixels, index in stream.batches(images_at_once(prepared, audit=seed is not None), progress):
+    for pixels, index in stream.batches(images_at_once(prepared, audit=audit), progress):
         repeated += sum(_digest(image) in forget for image in pixels)
-        rows = collected.add(pixels, index)
+        collected.add(pixels, index)
         for name, read in networks.readers.items():
             found = NetworkOutputs(*read(pixels))
-            collected.add_outputs(name, found, rows)
+            collected.add_outputs(name, found, sample=audit)
             if name == "original" and networks.controls is not None:
                 for control, changed in networks.controls.of(found).items():
-                    collected.add_outputs(control, changed, rows[:0])
-    read_index = torch.cat(collected.index)
-    images = RetainedImages(labels[read_index], read_index, stream.files)
-    if seed is not None:
-        images = replace(images, sample=collected.sampled(images.labels))
+                    collected.add_outputs(control, changed, sample=False)
+    images = collected.images(labels, stream.files, sample=audit)
     log.add(_counted(source, images))
     log.warn(_repeated(repeated, len(images.labels)))
-    return images, collected.outputs(networks)
+    sampled = 0 if images.sample is None else len(images.sample.labels)
+    return images, collected.outputs(networks, sampled)
 
 
 class _Collected:
-    """What stays of the batches."""
+    """What stays of the batches.
 
-    def __init__(self, count: int, shape: tuple[int, ...]) -> None:
-        self.index: list[Tensor] = []
-        self._shape = shape
-        self._chosen = torch.zeros(count, dtype=torch.bool)  # the files of the sample
-        self._pixels = torch.empty((0, *shape), dtype=torch.uint8)
-        self._filled = 0
-        self._parts: dict[str, dict[str, list[Tensor]]] = {}  # by network and field
+    All of it is allocated at once: small tensors that are made between the large ones of a forward
+    pass would keep the memory of these from being used again.
+    """
 
-    def sample(self, chosen: Tensor) -> None:
-        """Keep the pixels, logits and features of these files, int64 [k]."""
-        self._chosen[chosen] = True
-        self._pixels = torch.empty((len(chosen), *self._shape), dtype=torch.uint8)
+    def __init__(self, count: int, shape: tuple[int, ...], chosen: Tensor | None) -> None:
+        """count: of the files. shape: of an image. chosen: int64 [k], the files of the sample."""
+        self.index = torch.empty(count, dtype=torch.int64)
+        self._chosen = torch.zeros(count, dtype=torch.bool)
+        if chosen is not None:
+            self._chosen[chosen] = True
+        room = 0 if chosen is None else len(chosen)
+        self._pixels = torch.empty((room, *shape), dtype=torch.uint8)
+        self._tensors: dict[tuple[str, str], Tensor] = {}  # by network and field
+        self._read, self._sampled = 0, 0  # images so far
+        self._rows = torch.empty(0, dtype=torch.int64)  # of this batch, those of the sample
 
-    def add(self, pixels: Tensor, index: Tensor) -> Tensor:
-        """Keep what the sample has of a batch, and return which of the batch's rows that is."""
-        rows = self._chosen[index].nonzero().flatten()
-        self._pixels[self._filled : self._filled + len(rows)] = pixels[rows]
-        self._filled += len(rows)
-        self.index.append(index)
-        return rows
+    def add(self, pixels: Tensor, index: Tensor) -> None:
+        """Begin a batch: keep which files it holds, and the pixels of the sample."""
+        self._read, self._sampled = self._read + len(index), self._sampled + len(self._rows)
+        self._rows = self._chosen[index].nonzero().flatten()
+        self.index[self._read - len(index) : self._read] = index
+        self._pixels[self._sampled : self._sampled + len(self._rows)] = pixels[self._rows]
 
-    def add_outputs(self, name: str, found: NetworkOutputs, rows: Tensor) -> None:
-        """Keep the predictions for a batch and, of these rows, logits and features."""
-        parts = self._parts.setdefault(name, {})
-        kept = {
-            PREDICTIONS: found.forget_logits.argmax(dim=1).cpu(),
-            "retain_logits": found.forget_logits[rows.to(found.forget_logits.device)],
-        }
+    def add_outputs(self, name: str, found: NetworkOutputs, *, sample: bool) -> None:
+        """Keep the predictions for this batch and, with `sample`, the sample's logits and
+        features."""
+        predictions = found.forget_logits.argmax(dim=1)
+        self._keep(name, "retain_predictions", predictions, self._read - len(predictions))
+        if not sample:
+            return
+        self._keep(name, "retain_logits", found.forget_logits[self._rows], self._sampled)
         if found.forget_features is not None:
-            kept["retain_features"] = found.forget_features[rows]
-        for key, tensor in kept.items():
-            if key == PREDICTIONS or len(tensor):
-                parts.setdefault(key, []).append(tensor)
+            self._keep(name, "retain_features", found.forget_features[self._rows], self._sampled)
 
-    def sampled(self, labels: Tensor) -> Sample:
-        """The sample. labels: int64 [n], of all images that could be read."""
-        index = self._chosen[torch.cat(self.index)].nonzero().flatten()
-        return Sample(index, self._pixels[: self._filled], labels[index])
+    def _keep(self, name: str, field: str, rows: Tensor, start: int) -> None:
+        key = (name, field)
+        if key not in self._tensors:
+            room = len(self.index) if field == "retain_predictions" else len(self._pixels)
+            self._tensors[key] = torch.empty((room, *rows.shape[1:]), dtype=rows.dtype)
+        self._tensors[key][start : start + len(rows)] = rows
 
-    def outputs(self, networks: Networks) -> dict[str, NetworkOutputs]:
-        """The outputs of all networks and controls, with what was kept for the retained images."""
-        found = {
-            name: replace(outputs, **{key: torch.cat(t) for key, t in self._parts[name].items()})
-            for name, outputs in networks.outputs.items()
-            if name in networks.readers
-        }
-        if networks.controls is None:
-            return found
-        controls = networks.controls.of(found["original"])
-        return found | {
-            name: replace(outputs, retain_predictions=torch.cat(self._parts[name][PREDICTIONS]))
-            for name, outputs in controls.items()
-        }
+    def images(self, labels: Tensor, files: FilesRead, *, sample: bool) -> RetainedImages:
+        """The images that could be read. labels: int64 [count], one a file."""
+        index = self.index[: self._read]
+        images = RetainedImages(labels[index], index, files)
+        if not sample:
+            return images
+        chosen = self._chosen[index].nonzero().flatten()
+        pixels = self._pixels[: len(chosen)]
+        return replace(images, sample=Sample(chosen, pixels, images.labels[chosen]))
+
+    def outputs(self, networks: Networks, sampled: int) -> dict[str, NetworkOutputs]:
+        """The outputs of all networks and controls, with what was kept for the retained images.
+
+        sampled: how many images the sample has.
+        """
+
+        def kept(name: str) -> dict[str, Tensor]:
+            return {
+                field: tensor[: self._read if field == "retain_predictions" else sampled]
+                for (of, field), tensor in self._tensors.items()
+                if of == name
+            }
+
+        found = {name: replace(networks.outputs[name], **kept(name)) for name in networks.readers}
+        if networks.controls is not None:
+            for name, outputs in networks.controls.of(found["original"]).items():
+                found[name] = replace(outputs, **kept(name))
+        return found
 
 
 def _counted(source: RetainedSource, images: RetainedImages) -> Inferred[int]:
