@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from pbu_cli.cli.audit_tables import Table
 from pbu_cli.cli.console import percent
-from pbu_cli.evaluation.class_losses import ClassLoss, few_images
+from pbu_cli.evaluation.class_losses import ClassLoss, few_images, worst_of_others
 from pbu_cli.evaluation.evaluate import Evaluation
 
 HEAD_MASK_CAPTION = (
@@ -96,7 +96,7 @@ def _losses(losses: Sequence[ClassLoss], name: ClassName) -> list[Table]:
             "Retained classes that lost most (accuracy in %, change in points)",
             ("class", "images", "before", "after", "change", "likeness", "cosine"),
             rows,
-            (*captions, *([few] if few else []), *LIKENESS_CAPTION),
+            (*captions, worst_of_others(losses), *([few] if few else []), *LIKENESS_CAPTION),
         )
     ]
 

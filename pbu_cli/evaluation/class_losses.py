@@ -26,7 +26,8 @@ class ClassLoss:
 
     images: how many retained images are of the class. before, after: percent of them that the
     original and the checkpoint recognise. change: after - before, in percentage points; below 0 is
-    a loss. head_mask: percent that the head mask recognises, which costs nothing. likeness: percent
+    a loss. head_mask, retrained: percent that the head mask recognises, which costs nothing, and
+    the retrained network, which loses some classes by chance; None without it. likeness: percent
     of the forget images that the original predicts as this class where the forgotten logit is
     masked. cosine: of the head's rows of this and of the forgotten class, once the mean row of all
     classes is taken off; the largest of several forgotten classes; None without a linear head.
@@ -39,6 +40,7 @@ class ClassLoss:
     after: float
     change: float
     head_mask: float
+    retrained: float | None
     likeness: float
     cosine: float | None
 
@@ -55,6 +57,10 @@ def class_losses(comparison: Comparison) -> tuple[ClassLoss, ...]:
         recognised_by_class(outputs[name].retain_predictions, retained.labels, count).tolist()
         for name in ("original", "checkpoint", HEAD_MASK)
     )
+    retrained = None
+    if "retrained" in outputs:
+        predictions = outputs["retrained"].retain_predictions
+        retrained = recognised_by_class(predictions, retained.labels, count).tolist()
     predicted = outputs[HEAD_MASK].forget_logits.argmax(dim=1).cpu()
     likeness = prediction_shares(predicted, count)
     cosines = row_cosines(comparison.loaded_models["original"], comparison.prepared.forgotten.cpu())
@@ -68,6 +74,7 @@ def class_losses(comparison: Comparison) -> tuple[ClassLoss, ...]:
             after=100 * after[c] / images[c],
             change=100 * (after[c] - before[c]) / images[c],
             head_mask=100 * masked[c] / images[c],
+            retrained=None if retrained is None else 100 * retrained[c] / images[c],
             likeness=likeness.get(c, 0.0),
             cosine=None if cosines is None else cosines[c],
         )
@@ -125,6 +132,15 @@ def few_images(losses: Sequence[ClassLoss]) -> str:
         f"{len(few)} of {len(losses)} classes have fewer than {FEW_IMAGES} images, down to"
         f" {min(few)}: one image of such a class is {100 / max(few):.1f} points or more"
     )
+
+
+def worst_of_others(losses: Sequence[ClassLoss]) -> str:
+    """What the worst class of the control and of the retrained network changes by: by so much a
+    class changes for nothing, and by training again."""
+    masked = min(one.head_mask - one.before for one in losses)
+    text = f"the worst class of the head mask changes by {masked:+.2f} points"
+    retrained = [one.retrained - one.before for one in losses if one.retrained is not None]
+    return text + (f", of the retrained network by {min(retrained):+.2f}" if retrained else "")
 
 
 def worst_class_basis(losses: Sequence[ClassLoss], files: tuple[str, str]) -> str:

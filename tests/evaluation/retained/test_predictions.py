@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from pbu_cli.images.image_folders import list_groups, split_by_subfolder
 from pbu_cli.inputs.inferred import InferenceLog
 from pbu_cli.models.features import read_head
 from pbu_cli.settings import InputOptions
+from tests.conftest import Ran
 from tests.networks import grey_levels
 
 FORGET, BATCH = 4, 5
@@ -123,3 +126,27 @@ def test_leaving_classes_out_keeps_sample_and_images_together(
     mine = retained.sample.labels % 2 == 0
     assert torch.equal(only.sample.pixels, retained.sample.pixels[mine])
     assert torch.equal(only.index[only.sample.index], retained.index[retained.sample.index[mine]])
+
+
+def test_the_audit_states_its_sample(
+    pbu: Callable[..., Ran], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "images" / "06" / "3.png").unlink()
+    command = ["evaluate", folder / "grey.safetensors", "--arch", OPTIONS.arch, "--mean", "0",
+               "--std", "1", "--label", FORGET, "--forget", folder / "images" / f"{FORGET:02}",
+               "--retain", folder / "images", "--audit",
+               "--require", "log_p_retain<=0"]  # fmt: skip
+    whole = json.loads(pbu(*command, "--json").out)
+    assert whole["audit"]["retained_images"] == 76
+    assert "audit sample" not in {entry["what"] for entry in whole["inferred"]}
+    monkeypatch.setattr(audit_sample, "MAX_IMAGES", 20)
+    done = pbu(*command, "--json", "--seed", "5")
+    document = json.loads(done.out)
+    assert document["audit"]["retained_images"] == 20
+    assert document["images"]["retain"] == 76
+    assert document["scores"] == whole["scores"]
+    (entry,) = (entry for entry in document["inferred"] if entry["what"] == "audit sample")
+    assert entry["value"] == "20 of 76 retained images"
+    assert "--seed 5" in entry["source"]
+    assert "and 20 retained images" in document["requirements"][0]["basis"]
+    assert "on 20 of 76 retained images, drawn by class" in pbu(*command).out
