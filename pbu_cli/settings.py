@@ -235,20 +235,16 @@ class InputOptions:
         """The options as records and metadata have them, without the folder of an absolute --arch.
 
         `exif_rotation` is there only where it is off, `preset`, `state_dict` and `class_index` only
-        where they are given: a run without the flags writes the same bytes as versions did that
-        had no such flags.
+        where they are given: a run without the flags writes the bytes of versions without them.
         """
         found = dict(vars(self))
         if self.arch is not None and ":" in self.arch and os.path.isabs(self.arch):  # noqa: PTH117
             found["arch"] = os.path.basename(self.arch)  # noqa: PTH119 (a path is the user's own)
         if self.exif_rotation:
             del found["exif_rotation"]
-        if self.preset is None:
-            del found["preset"]
-        if self.state_dict is None:
-            del found["state_dict"]
-        if self.class_index is None:
-            del found["class_index"]
-        else:
+        if self.class_index is not None:
             found["class_index"] = os.path.basename(self.class_index)  # noqa: PTH119 (as above)
+        for key in ("preset", "state_dict", "class_index"):
+            if found[key] is None:
+                del found[key]
         return found
