@@ -87,6 +87,7 @@ def class_losses(comparison: Comparison) -> tuple[ClassLoss, ...]:
 def recognised_by_class(predictions: Tensor | None, labels: Tensor, count: int) -> Tensor:
     """How many images of each class are recognised. int64 [n], [n] -> int64 [count].
 
+    >>> import torch
     >>> recognised_by_class(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1]), 3)
     tensor([1, 1, 0])
     """
@@ -100,6 +101,7 @@ def centred_cosines(rows: Tensor, forgotten: Tensor) -> Tensor:
     The mean row moves all logits of an image alike, so that softmax ignores it. Of several
     forgotten rows the largest cosine counts. 0 for a row that is the mean row.
 
+    >>> import torch
     >>> rows = torch.tensor([[2.0, 1], [0, 1], [1, 1]])   # less the mean: [1, 0], [-1, 0], [0, 0]
     >>> centred_cosines(rows, torch.tensor([True, False, False]))
     tensor([ 1., -1.,  0.], dtype=torch.float64)
