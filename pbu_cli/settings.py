@@ -32,9 +32,8 @@ SMALL_IMAGE = 96  # pixels a side; networks for images up to this size see them 
 class Weights:
     """The weights of the objective's terms, all dimensionless.
 
-    The losses are means over images and the Fisher diagonal is divided by its own mean, so that
-    one setting serves every network. The last three terms are not in the paper; with all three at
-    0 the objective is the paper's.
+    The losses are means over images and the Fisher diagonal is divided by its own mean, so one
+    setting serves every network. With the last three at 0 the objective is the paper's.
     """
 
     alpha: float = 1.0  # forgetting: how much the likelihood of the class weighs
@@ -79,15 +78,14 @@ class Schedule:
     mirror: float = 0.0  # mirrored images join from this recognised share on; 0: they never do
     imagined: float = 0.2  # synthetic forget inputs for each forget image
     apart: float = 0.09  # share of the distance between forget images and anchors that may remain
+    least_apart: float = 2.5  # the distance may always remain at least this large
     scatter: float = 0.75  # share of the variance of the forget images' features that has to remain
 
     def goal(self, classes: int) -> float:
-        """The log odds that forgetting aims for, logit(tau), in a network of so many classes.
+        """The log odds that forgetting aims for in a network of so many classes, logit(tau).
 
-        Without a tau it is 0.0045 / classes^2, from four networks that were trained without one
-        class. The mean log odds of this class on its own test images were -10.3 in a ResNet-20 of
-        ten classes, and -15.0 and -14.7 in two of a hundred, whatever the class.
-
+        Without a tau it is UNSEEN / classes^2: in networks that were trained without a class, it
+        had log odds of -10.3 (of ten classes), -15.0 and -14.7 (of a hundred) on its own images.
         >>> [round(Schedule(tau=None).goal(classes), 1) for classes in (10, 100, 1000)]
         [-10.0, -14.6, -19.2]
         """
@@ -199,18 +197,6 @@ class Preprocessing:
         return len(self.mean)
 
 
-# The usual normalisations, tried in this order. Raw 0-255 is mean 0 and std 1/255.
-NORMALISATIONS: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
-    "ImageNet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "CIFAR-10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    "CIFAR-100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
-    "MNIST": ((0.1307, 0.1307, 0.1307), (0.3081, 0.3081, 0.3081)),
-    "0.5/0.5": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-    "unit range": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
-    "raw 0-255": ((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255)),
-}
-
-
 @dataclass(frozen=True)
 class InputOptions:
     """What the user says about the network and the images; None or empty is for pbu to infer.
@@ -220,7 +206,8 @@ class InputOptions:
     names, one for all folders or one for each. mean, std: one number a channel, of pixels in
     [0, 1]. size: (height, width) in pixels. batch_size: images per forward pass. exif_rotation:
     turn images as their EXIF data say. preset: torchvision weights whose way of resizing and
-    normalisation are used, or NO_PRESET for pbu's own way whatever a file states.
+    normalisation are used, or NO_PRESET for pbu's own way whatever a file states. class_index: a
+    file with the name or the WordNet id of each class.
     """
 
     arch: str | None = None
@@ -236,6 +223,7 @@ class InputOptions:
     exif_rotation: bool = True
     preset: str | None = None
     state_dict: str | None = None
+    class_index: str | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.batch_size <= MAX_BATCH:
@@ -246,16 +234,17 @@ class InputOptions:
     def entry(self) -> dict[str, Any]:
         """The options as records and metadata have them, without the folder of an absolute --arch.
 
-        `exif_rotation` is there only where it is off, `preset` and `state_dict` only where they are
-        given: a run without the flags writes the same bytes as versions did that had no such flags.
+        `exif_rotation` is there only where it is off, `preset`, `state_dict` and `class_index` only
+        where they are given: a run without the flags writes the bytes of versions without them.
         """
         found = dict(vars(self))
         if self.arch is not None and ":" in self.arch and os.path.isabs(self.arch):  # noqa: PTH117
             found["arch"] = os.path.basename(self.arch)  # noqa: PTH119 (a path is the user's own)
         if self.exif_rotation:
             del found["exif_rotation"]
-        if self.preset is None:
-            del found["preset"]
-        if self.state_dict is None:
-            del found["state_dict"]
+        if self.class_index is not None:
+            found["class_index"] = os.path.basename(self.class_index)  # noqa: PTH119 (as above)
+        for key in ("preset", "state_dict", "class_index"):
+            if found[key] is None:
+                del found[key]
         return found

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from pbu_cli.audit import similarity
 from pbu_cli.audit.perturbation import noisy_batches
 from pbu_cli.evaluation import metrics
-from pbu_cli.evaluation.compare import HEAD_MASK, ROW_SHIFT, Comparison
-from pbu_cli.evaluation.outputs import audit_batches
+from pbu_cli.evaluation.compare import Comparison
+from pbu_cli.evaluation.outputs import HEAD_MASK, ROW_SHIFT, audit_batches
 from pbu_cli.inputs.loaded_model import LoadedModel
 from pbu_cli.models.features import read_head, read_stages
 from pbu_cli.models.parameter_groups import blocks
@@ -75,16 +75,15 @@ def cka_images(count: int, seed: int) -> Tensor:
 
 def stage_grams(loaded: LoadedModel, comparison: Comparison, seed: int) -> StageGrams:
     """The Gram matrices of a network's stages, on the same images for every network."""
-    network, retained = loaded.network, comparison.retained
+    network, sample = loaded.network, comparison.sample
     head = network.layout.head_layer or ""
     paths = [p for p in blocks(network.module) if p != head and not head.startswith(f"{p}.")]
-    sides = {"forget": comparison.prepared.images}
-    if retained is not None:
-        sides["retain"] = retained.images
+    sides = {"forget": comparison.prepared.images.pixels}
+    if sample is not None:
+        sides["retain"] = sample.pixels
     grams: StageGrams = {}
-    for side, images in sides.items():
-        chosen = cka_images(len(images.pixels), seed)
-        batches = audit_batches(images.pixels[chosen], comparison.prepared)
+    for side, pixels in sides.items():
+        batches = audit_batches(pixels[cka_images(len(pixels), seed)], comparison.prepared)
         for path, features in read_stages(network.module, paths, batches).items():
             grams.setdefault(path, {})[side] = similarity.gram(features)
     return grams

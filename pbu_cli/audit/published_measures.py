@@ -24,11 +24,11 @@ from pbu_cli.evaluation.statistics import bootstrap
 
 def measures_of_classes(comparison: Comparison, name: str, seed: int) -> dict[str, Estimate]:
     """The multinomial probe and the nearest class mean, from the input of the head."""
-    outputs, retained = comparison.outputs[name], comparison.retained
-    if outputs.forget_features is None or outputs.retain_features is None or retained is None:
+    outputs, sample = comparison.outputs[name], comparison.sample
+    if outputs.forget_features is None or outputs.retain_features is None or sample is None:
         return {}
     forget = outputs.forget_features, comparison.prepared.image_labels
-    retain = outputs.retain_features, retained.labels
+    retain = outputs.retain_features, sample.labels
     found = class_probe(forget, retain, seed=seed)
     measures = {} if found is None else {"class_recall": found.recall, "class_others": found.others}
     nearest = nearest_class_mean(forget, retain, seed=seed)
@@ -37,8 +37,8 @@ def measures_of_classes(comparison: Comparison, name: str, seed: int) -> dict[st
 
 def measures_of_prototypes(comparison: Comparison, name: str, seed: int) -> dict[str, Estimate]:
     """The prototypical relearning attack, by the number of images held."""
-    outputs, retained = comparison.outputs[name], comparison.retained
-    if outputs.forget_features is None or outputs.retain_features is None or retained is None:
+    outputs, sample = comparison.outputs[name], comparison.sample
+    if outputs.forget_features is None or outputs.retain_features is None or sample is None:
         return {}
     assert outputs.retain_logits is not None
     network = comparison.loaded_models[network_behind(name)].network.module
@@ -49,7 +49,7 @@ def measures_of_prototypes(comparison: Comparison, name: str, seed: int) -> dict
         return {}
     labels = comparison.prepared.image_labels
     forget = Scored(outputs.forget_features, outputs.forget_logits, labels)
-    retain = Scored(outputs.retain_features, outputs.retain_logits, retained.labels)
+    retain = Scored(outputs.retain_features, outputs.retain_logits, sample.labels)
     attacks = {
         f"pra_{held}": prototype_attack(forget, retain, forgotten, length, held=held, seed=seed)
         for held in HELD
@@ -82,15 +82,10 @@ def adaptive_score(comparison: Comparison, name: str, seed: int) -> dict[str, Es
     original = comparison.outputs.get("original")
     if retained is None or original is None:
         return {}
-    assert outputs.retain_logits is not None
-    assert original.retain_logits is not None
-    retain = torch.stack(
-        [
-            (logits.argmax(dim=1).cpu() == retained.labels).double()
-            for logits in (original.retain_logits, outputs.retain_logits)
-        ],
-        dim=1,
-    )
+    assert outputs.retain_predictions is not None
+    assert original.retain_predictions is not None
+    both = original.retain_predictions, outputs.retain_predictions
+    retain = torch.stack([(found == retained.labels).double() for found in both], dim=1)
     right = outputs.forget_logits.argmax(dim=1).cpu() == comparison.prepared.image_labels
     groups = retain, right.double()
     value = float(adaptive_unlearning_score(*groups))

@@ -32,10 +32,10 @@ from pbu_cli.audit.networks import (
 from pbu_cli.audit.perturbation import chosen_images
 from pbu_cli.audit.relearning_attack import Relearning, RelearningSettings, relearn
 from pbu_cli.data.preprocessing import model_inputs
-from pbu_cli.evaluation.compare import HEAD_MASK, Comparison
+from pbu_cli.evaluation.compare import Comparison
 from pbu_cli.evaluation.members import Members
 from pbu_cli.evaluation.metrics import head_mask
-from pbu_cli.evaluation.outputs import audit_batches
+from pbu_cli.evaluation.outputs import HEAD_MASK, audit_batches
 from pbu_cli.evaluation.statistics import auc, bootstrap
 from pbu_cli.models.features import read_head
 from pbu_cli.unlearning.objective import log_odds
@@ -154,13 +154,13 @@ def _probes(comparison: Comparison, name: str, seed: int) -> dict[str, Estimate]
 def _relearning(
     comparison: Comparison, name: str, model: nn.Module, seed: int
 ) -> Relearning | None:
-    prepared, retained = comparison.prepared, comparison.retained
-    if retained is None:
+    prepared, sample = comparison.prepared, comparison.sample
+    if sample is None:
         return None
     return relearn(
         model,
         (prepared.images.pixels, prepared.image_labels),
-        (retained.images.pixels, retained.labels),
+        (sample.pixels, sample.labels),
         prepared.forgotten,
         RelearningSettings(batch_size=prepared.batch_size),
         seed=seed,

@@ -17,12 +17,13 @@ from torch import Tensor
 
 from pbu_cli.benchmark.archives import Splits, cifar, food101, mnist
 from pbu_cli.benchmark.archives.download import download as fetch
+from pbu_cli.data.normalization_inference import NORMALISATIONS
 from pbu_cli.errors import ImageError, printable
 from pbu_cli.images.decoding import decode
 from pbu_cli.images.image_files import channels_of
 from pbu_cli.images.image_folders import Group, list_groups, split_by_subfolder
 from pbu_cli.images.image_sizes import usual_size
-from pbu_cli.settings import NORMALISATIONS, Preprocessing
+from pbu_cli.settings import Preprocessing
 
 LARGE_SIDE = 224  # pixels, for images that have no common size of their own
 KNOWN_NORMALISATION = {

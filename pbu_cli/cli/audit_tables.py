@@ -27,10 +27,13 @@ class Table:
     captions: Sequence[str] = ()
 
 
-def audit_tables(audits: Sequence[NetworkAudit], seed: int) -> list[Table]:
-    """The measures; and, where known, relearning, membership inference and similarity in detail."""
+def audit_tables(audits: Sequence[NetworkAudit], seed: int, sampled: str = "") -> list[Table]:
+    """The measures; and, where known, relearning, membership inference and similarity in detail.
+
+    sampled: how many of the retained images the audit has read, where it is not all.
+    """
     return [
-        _measures(audits, seed),
+        _measures(audits, seed, sampled),
         *_relearning_curves(audits),
         *_membership(audits),
         *_similarity(audits),
@@ -57,7 +60,7 @@ def _with_interval(value: float, interval: tuple[float, float], places: int) -> 
     return f"{value:.{places}f} [{interval[0]:.{places}f},{interval[1]:.{places}f}]"
 
 
-def _measures(audits: Sequence[NetworkAudit], seed: int) -> Table:
+def _measures(audits: Sequence[NetworkAudit], seed: int, sampled: str) -> Table:
     """All measures by network. A measure that no network has is a row of `unknown`, and a caption
     names the flag that it needs."""
     rows = [
@@ -65,6 +68,8 @@ def _measures(audits: Sequence[NetworkAudit], seed: int) -> Table:
         for key, measure in MEASURES.items()
     ]
     captions = [f"in brackets 95 % intervals; seed {seed}; compare with the retrained column"]
+    if sampled:
+        captions.append(f"on {sampled}, drawn by class with this seed; A_Dr above is of all")
     captions += [
         f"{measure.title}{f' [{measure.needs}]' if measure.needs else ''}: {measure.definition}"
         for measure in MEASURES.values()

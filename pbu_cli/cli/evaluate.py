@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -15,6 +15,7 @@ from pbu_cli.cli.flags.shared import (
     BatchSize,
     Channels,
     Checkpoint,
+    ClassIndex,
     Deterministic,
     Device,
     Forget,
@@ -34,16 +35,6 @@ from pbu_cli.cli.flags.shared import (
     Verbose,
 )
 from pbu_cli.cli.session import finish, open_session
-
-if TYPE_CHECKING:
-    from pbu_cli.cli.console import Screen
-    from pbu_cli.evaluation.evaluate import Evaluation
-
-HEAD_MASK_CAPTION = (
-    "head mask: the original with the forgotten logit at minus infinity. It forgets nothing and",
-    "still gets A_Df = 0: what accuracy says has to be read against it.",
-)
-LOSS_CAPTION = "loss of A_Dr, estimated from the forget images alone"
 
 Retain = Annotated[
     str | None,
@@ -125,6 +116,7 @@ def evaluate(
     deterministic: Deterministic = False,
     batch_size: BatchSize = 256,
     label: LabelFlag = None,
+    class_index: ClassIndex = None,
     mean: Mean = None,
     std: Std = None,
     size: Size = None,
@@ -139,6 +131,7 @@ def evaluate(
     verbose: Verbose = False,
 ) -> None:
     """Measure what is forgotten and what is kept, beside the original and the head mask."""
+    from pbu_cli.cli.evaluation_tables import evaluation_tables
     from pbu_cli.evaluation.compare import ComparisonRequest
     from pbu_cli.pipeline import evaluate as pipeline
 
@@ -160,12 +153,13 @@ def evaluate(
         record,
     )
     comparison, evaluation = pipeline.run_comparison(request, session)
-    _show(screen, evaluation)
+    for table in evaluation_tables(evaluation):
+        screen.table(table.title, table.columns, table.rows, *table.captions)
     audited = pipeline.run_audit(request, comparison, session)
     if audited:
         from pbu_cli.cli.audit_tables import audit_tables
 
-        for table in audit_tables(audited, seed):
+        for table in audit_tables(audited, seed, comparison.sampled):
             screen.table(table.title, table.columns, table.rows, *table.captions)
     result = pipeline.finish_evaluation(request, comparison, evaluation, audited, session)
     for requirement in result.requirements:
@@ -174,46 +168,3 @@ def evaluate(
         screen.line(f"wrote {record}")
     failure = f"{checkpoint}: {'; '.join(result.unmet)}" if result.unmet else ""
     finish(screen, result.document, failure)
-
-
-def _show(screen: Screen, result: Evaluation) -> None:
-    """The tables of accuracies, accuracies per class, and predictions for the forget images."""
-    from pbu_cli.cli.console import percent
-
-    scores, loss, used, name = result.scores, result.accuracy_loss, result.images, result.loaded
-    retained = f"{used['retain']:,} retained" if used["retain"] else "no retained"
-    screen.table(
-        f"Accuracy on {used['forget']:,} forget and {retained} images (%)",
-        ("", "A_Df", "95 %", "A_Dr", "95 %"),
-        [
-            (
-                one.name,
-                percent(one.a_df),
-                _range(one.a_df_interval),
-                percent(one.a_dr),
-                _range(one.a_dr_interval),
-            )
-            for one in scores
-        ],
-        *(() if loss is None else (*HEAD_MASK_CAPTION, f"{LOSS_CAPTION}: {loss} points")),
-    )
-    screen.table(
-        "Accuracy per class (%)",
-        ("class", *(one.name for one in scores)),
-        [
-            (name.class_name(c), *(percent(one.per_class.get(c)) for one in scores))
-            for c in sorted({c for one in scores for c in one.per_class})
-        ],
-    )
-    screen.table(
-        "Where the forget images go (%)",
-        ("predicted", *(one.name for one in scores)),
-        [
-            (name.class_name(c), *(f"{one.answers.get(c, 0):.2f}" for one in scores))
-            for c in sorted({c for one in scores for c in one.answers})
-        ],
-    )
-
-
-def _range(bounds: tuple[float, float] | None) -> str:
-    return "" if bounds is None else f"{bounds[0]:.2f} to {bounds[1]:.2f}"

@@ -51,7 +51,10 @@ class BetterOrder:
 
 
 def class_orders(
-    names: Sequence[str], class_names: Sequence[str] | None, num_classes: int
+    names: Sequence[str],
+    class_names: Sequence[str] | None,
+    num_classes: int,
+    ids: Sequence[str] | None = None,
 ) -> dict[str, list[int]]:
     """Every order that gives each of `names` a class of its own, as one class a name.
 
@@ -62,7 +65,9 @@ def class_orders(
     >>> orders["name"], orders["position"]
     ([0, 10, 2], [0, 2, 4])
     """
-    by_name = [label_from_name(name, class_names, num_classes, strict=True) for name in names]
+    by_name = [
+        label_from_name(name, class_names, num_classes, strict=True, ids=ids) for name in names
+    ]
     numbers = _numbers(names)
     found: dict[str, list[int | None]] = {NAME: by_name}
     if len(names) == num_classes:

@@ -6,8 +6,9 @@ import csv
 import io
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from pbu_cli.errors import ImageError, printable
@@ -41,21 +42,33 @@ class _Listing:
     header: str | None = None
 
 
-def label_from_text(text: str, label_names: Sequence[str] | None, num_classes: int) -> int | None:
-    """The class that a label in a list names: an exact class name or a plain index; else None.
+def label_from_text(
+    text: str,
+    label_names: Sequence[str] | None,
+    num_classes: int,
+    ids: Sequence[str] | None = None,
+) -> int | None:
+    """The class that a label in a list names: an exact class name or id, or a plain index; else
+    None.
 
     >>> [label_from_text(text, None, 10) for text in ("1", "-1", "+1", " 1", "1.0", "10")]
     [1, None, None, None, None, None]
     """
-    if label_names is not None and list(label_names).count(text) == 1:
-        return list(label_names).index(text)
+    for names in (label_names, ids):
+        if names is not None and list(names).count(text) == 1:
+            return list(names).index(text)
     if re.fullmatch("[0-9]{1,9}", text) and int(text) < num_classes:
         return int(text)
     return None
 
 
 def read_labelled_list(
-    path: Path, label_names: Sequence[str] | None, num_classes: int, *, skip_missing: bool
+    path: Path,
+    label_names: Sequence[str] | None,
+    num_classes: int,
+    *,
+    skip_missing: bool,
+    ids: Sequence[str] | None = None,
 ) -> LabelledList:
     """Read a list whose paths are relative to its folder. A file that is listed twice counts once.
 
@@ -64,6 +77,13 @@ def read_labelled_list(
     and the line where a line is no path and label, where a file has two labels, and where a path
     does not exist.
     """
+    names = "" if label_names is None else " or an exact class name"
+    expected = f"a label from 0 to {num_classes - 1}{names}"
+
+    @cache  # a list of 50,000 images has 1,000 labels
+    def label_of(text: str) -> int | None:
+        return label_from_text(text, label_names, num_classes, ids)
+
     try:
         data = read_whole(path, MAX_LIST_BYTES)
         text = list_text(data, str(path), lambda unmarked: unmarked.decode("utf-8"))
@@ -72,7 +92,7 @@ def read_labelled_list(
             rows = csv.reader(file)
             for row in rows:
                 if row:
-                    _add(found, path, rows.line_num, row, label_names, num_classes)
+                    _add(found, path, rows.line_num, row, label_of, expected)
     except (OSError, csv.Error) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ImageError(
@@ -98,20 +118,18 @@ def _add(
     path: Path,
     number: int,
     row: list[str],
-    label_names: Sequence[str] | None,
-    num_classes: int,
+    label_of: Callable[[str], int | None],
+    expected: str,
 ) -> None:
     """Add line `number` of the list at `path`."""
-    label = label_from_text(row[-1], label_names, num_classes)
+    label = label_of(row[-1])
     shown = printable(",".join(row), 80)
     if number == 1 and label is None and _is_header(row, path.parent):
         found.header = shown
         return
     if len(row) != 2 or label is None or not row[0] or "\0" in row[0]:
-        names = "" if label_names is None else " or an exact class name"
         raise ImageError(
-            f"{printable(path)}, line {number}: expected path,label with a label from 0 to"
-            f" {num_classes - 1}{names}, got {shown}"
+            f"{printable(path)}, line {number}: expected path,label with {expected}, got {shown}"
         )
     image = path.parent / row[0]
     before = found.lines.setdefault(os.path.realpath(image), (number, label))

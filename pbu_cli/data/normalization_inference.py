@@ -13,7 +13,18 @@ from pbu_cli.data.batchnorm_fit import batch_norms, capture_moments, mismatch
 from pbu_cli.data.label_inference import majority
 from pbu_cli.data.preprocessing import input_batches
 from pbu_cli.models.inference import predict
-from pbu_cli.settings import NORMALISATIONS, Preprocessing
+from pbu_cli.settings import Preprocessing
+
+# The usual normalisations, tried in this order. Raw 0-255 is mean 0 and std 1/255.
+NORMALISATIONS: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
+    "ImageNet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "CIFAR-10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "CIFAR-100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "MNIST": ((0.1307, 0.1307, 0.1307), (0.3081, 0.3081, 0.3081)),
+    "0.5/0.5": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "unit range": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    "raw 0-255": ((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255)),
+}
 
 FIRST_SAMPLE = 64  # images that every normalisation is scored on
 SECOND_SAMPLE = 256  # images that the close ones are scored on again

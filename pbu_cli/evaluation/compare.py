@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from pbu_cli.data.label_inference import LabelRules
-from pbu_cli.errors import InvalidUsage, printable
-from pbu_cli.evaluation import metrics
+from pbu_cli.errors import InvalidUsage
 from pbu_cli.evaluation.outputs import (
-    AUDIT_BATCH,
+    HEAD_MASK,
+    ROW_SHIFT,
     NetworkOutputs,
-    audit_batches,
-    head_masked,
-    network_outputs,
-    outputs_with_features,
-    row_shifted,
+    controls_of,
+    forget_outputs,
+    head_warnings,
+    reader,
 )
 from pbu_cli.evaluation.reference_networks import (
     doubts_about_normalisation,
@@ -28,9 +28,15 @@ from pbu_cli.evaluation.reference_networks import (
     require_comparable,
     require_equal,
 )
-from pbu_cli.evaluation.retained_images import RetainedImages, check_order, read_retained_images
+from pbu_cli.evaluation.retained.predictions import (
+    Networks,
+    RetainedImages,
+    Sample,
+    predict_retained,
+)
+from pbu_cli.evaluation.retained.source import RetainedSource, check_order, find_retained_images
 from pbu_cli.inputs.fit import fit_stem
-from pbu_cli.inputs.inferred import InferenceLog
+from pbu_cli.inputs.inferred import InferenceLog, Inferred
 from pbu_cli.inputs.labels import in_fixed_order
 from pbu_cli.inputs.loaded_model import (
     LoadedModel,
@@ -39,10 +45,12 @@ from pbu_cli.inputs.loaded_model import (
     validated,
 )
 from pbu_cli.inputs.prepare import UnlearningInputs, prepare_inputs
-from pbu_cli.models.features import layers_of_logits
 from pbu_cli.settings import InputOptions
 
-HEAD_MASK, ROW_SHIFT = "original, head mask", "original, row shift"  # the controls
+SHOWN = ("checkpoint", "original", HEAD_MASK, ROW_SHIFT, "retrained")  # in this order
+
+# Shows how far a phase is: its name and length -> what takes the number done and a remark.
+OpenProgress = Callable[[str, int | None], AbstractContextManager[Callable[[int, str], None]]]
 
 
 @dataclass(frozen=True)
@@ -91,6 +99,19 @@ class Comparison:
     shift: Tensor | None
     same_weights: tuple[tuple[str, str], ...] = ()
 
+    @property
+    def sample(self) -> Sample | None:
+        """The retained images that an audit reads; None without an audit or retained images."""
+        return None if self.retained is None else self.retained.sample
+
+    @property
+    def sampled(self) -> str:
+        """The sample in words, where it is not all of the retained images; else empty."""
+        if self.retained is None or self.retained.sample is None:
+            return ""
+        count, of = len(self.retained.sample.labels), len(self.retained.labels)
+        return f"{count:,} of {of:,} retained images" if count < of else ""
+
 
 def compare(
     request: ComparisonRequest,
@@ -98,7 +119,8 @@ def compare(
     log: InferenceLog,
     *,
     stdin: BinaryIO | None = None,
-    read_features: bool = False,
+    audit_seed: int | None = None,
+    progress: OpenProgress = lambda what, total: nullcontext(lambda done, remark: None),
 ) -> Comparison:
     """Run a checkpoint, and the networks that it is compared with, on the same images.
 
@@ -109,47 +131,78 @@ def compare(
     `forget` or `forgotten`, and those that the original had forgotten already. What the checkpoint
     says of itself leaves nothing out.
 
-    The original brings the free controls: the head mask and, with `read_features`, the row shift.
-    read_features: read the input of the head too, which an audit needs.
+    The original brings the free controls: the head mask and, for an audit, the row shift.
+    audit_seed: which retained images an audit reads; with it the input of the head is read too.
+    None without an audit.
     """
     if request.forgotten and request.retain is None:
         raise InvalidUsage("--forgotten: classes that A_Dr leaves out; it needs --retain")
+    audit = audit_seed is not None
     forget, options = in_fixed_order(request.forget, options)
     request = replace(request, forget=forget)
-    loaded_models, prepared = _load(request, options, log, stdin)
-    retained = None
+    models, prepared = _load(request, options, log, stdin)
+    source = None
     if request.retain is not None:
-        retained = read_retained_images(
+        source = find_retained_images(
             request.retain, prepared, options, log, request.forgotten, request.retain_order
         )
-        count, channels = retained.images.pixels.shape[:2]
-        for loaded in loaded_models.values():
-            check_memory(loaded, count, channels, prepared.preprocessing.size, options)
-    retained_images = None if retained is None else retained.images
-    if read_features:
-        log.warn(_head_warnings(loaded_models, prepared))
-    compute = outputs_with_features if read_features else network_outputs
+        channels, size = prepared.images.pixels.shape[1], prepared.preprocessing.size
+        for loaded in models.values():
+            check_memory(loaded, len(source), channels, size, options)
+    if audit:
+        log.warn(head_warnings(models, prepared))
+    readers = {name: reader(loaded, prepared, features=audit) for name, loaded in models.items()}
     outputs = {
-        name: compute(loaded, prepared, retained_images) for name, loaded in loaded_models.items()
+        name: forget_outputs(loaded, prepared, readers[name], features=audit)
+        for name, loaded in models.items()
     }
-    retain_logits = outputs["original" if "original" in outputs else "checkpoint"].retain_logits
-    if retained is not None and retain_logits is not None:
-        check_order(retained, retain_logits)
-    if retained is not None and "original" in outputs:
-        known = known_to_original(retained, outputs["original"], prepared.loaded, log)
-        retained = retained.only(known)
-        outputs = {name: found.with_retained(known) for name, found in outputs.items()}
-    shift = None
+    controls = None
+    if "original" in models:
+        controls = controls_of(models["original"], outputs["original"], prepared)
+        outputs |= controls.of(outputs["original"])
+    retained = None
+    if source is not None:
+        with progress("evaluating", len(source)) as show:
+            retained, outputs = predict_retained(
+                source,
+                prepared,
+                options,
+                log,
+                Networks(readers, outputs, controls),
+                seed=audit_seed,
+                progress=lambda count: show(count, ""),
+            )
+        retained, outputs = _of_known_classes(source, retained, outputs, prepared.loaded, log)
+    shown = {name: outputs[name] for name in SHOWN if name in outputs}
+    shift = None if controls is None else controls.shift
+    same = pairs_of_same_weights(models)
+    found = Comparison(prepared, models, shown, retained, shift, same)
+    if found.sampled:
+        source_of_it = f"drawn by class with --seed {audit_seed}; A_Dr is of all"
+        log.add(Inferred("audit sample", found.sampled, source_of_it))
+    return found
+
+
+def _of_known_classes(
+    source: RetainedSource,
+    retained: RetainedImages,
+    outputs: dict[str, NetworkOutputs],
+    original: LoadedModel,
+    log: InferenceLog,
+) -> tuple[RetainedImages, dict[str, NetworkOutputs]]:
+    """The retained images of classes that the original knew, and the outputs for them.
+
+    Raises ImageError where the predictions fit another order of the classes, or no class is left.
+    """
+    best = outputs["original" if "original" in outputs else "checkpoint"].retain_predictions
+    assert best is not None
+    check_order(source, best, retained.labels, retained.index)
     if "original" in outputs:
-        forgotten = prepared.forgotten.to(outputs["original"].forget_logits.device)
-        outputs[HEAD_MASK] = head_masked(outputs["original"], forgotten)
-        shift = _row_shift(loaded_models["original"], outputs["original"], forgotten)
-        if shift is not None:
-            outputs[ROW_SHIFT] = row_shifted(outputs["original"], forgotten, shift)
-    order = ("checkpoint", "original", HEAD_MASK, ROW_SHIFT, "retrained")
-    shown = {name: outputs[name] for name in order if name in outputs}
-    same = pairs_of_same_weights(loaded_models)
-    return Comparison(prepared, loaded_models, shown, retained, shift, same)
+        known = known_to_original(retained.labels, best, original, log)
+        sampled = None if retained.sample is None else known[retained.sample.index]
+        retained = retained.only(known)
+        outputs = {name: found.only_retained(known, sampled) for name, found in outputs.items()}
+    return retained, outputs
 
 
 def _load(
@@ -187,31 +240,3 @@ def _load(
     require_comparable(loaded_models)
     log.warn(doubts_about_normalisation(described, prepared, options))
     return loaded_models, prepared
-
-
-def _head_warnings(loaded_models: dict[str, LoadedModel], prepared: UnlearningInputs) -> list[str]:
-    """A warning for each network whose logits do not come from its head alone."""
-    some = next(audit_batches(prepared.images.pixels[:AUDIT_BATCH], prepared))
-    warnings = []
-    for name, loaded in loaded_models.items():
-        network = loaded.network
-        head = network.layout.head_layer or ""
-        layers = layers_of_logits(network.module, head, some)
-        if layers not in ((), (head,)):
-            warnings.append(
-                f"--audit: the logits of the {name} come from {printable(' and '.join(layers))},"
-                f" but the audit reads the input of {printable(head)} alone: its probe, row shift"
-                " and relearning miss what the other layers see"
-            )
-    return warnings
-
-
-def _row_shift(loaded: LoadedModel, outputs: NetworkOutputs, forgotten: Tensor) -> Tensor | None:
-    """The shift of the control; None without features or where the head is not linear."""
-    network = loaded.network
-    head = network.layout.head_layer
-    if outputs.forget_features is None or head is None:
-        return None
-    if not isinstance(network.module.get_submodule(head), nn.Linear):
-        return None
-    return metrics.row_shift(outputs.forget_logits, outputs.forget_features, forgotten)

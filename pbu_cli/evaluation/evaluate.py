@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pbu_cli.evaluation.accuracy_loss import AccuracyLoss, estimate_accuracy_loss
+from pbu_cli.evaluation.class_losses import ClassLoss, class_losses
 from pbu_cli.evaluation.compare import Comparison
 from pbu_cli.evaluation.reference_networks import doubts_about_classes, doubts_about_networks
 from pbu_cli.evaluation.scores import Scores, score
@@ -19,7 +20,8 @@ class Evaluation:
     """Scores of the checkpoint, and of what it is compared with, on the same images.
 
     images, skipped: how many forget and retained images were used, and how many were left out as
-    unreadable, under the keys `forget` and `retain`. accuracy_loss: what the checkpoint has lost of
+    unreadable, under the keys `forget` and `retain`. class_losses: every retained class, the one
+    that lost most first; empty without an original. accuracy_loss: what the checkpoint has lost of
     A_Dr, estimated from the forget images alone; None without an original. loaded: the network that
     labels and normalisation were inferred with.
     """
@@ -27,6 +29,7 @@ class Evaluation:
     scores: tuple[Scores, ...]
     images: dict[str, int]
     skipped: dict[str, int]
+    class_losses: tuple[ClassLoss, ...]
     accuracy_loss: AccuracyLoss | None
     loaded: LoadedModel
     warnings: tuple[str, ...]
@@ -36,15 +39,22 @@ def score_comparison(comparison: Comparison) -> Evaluation:
     """The scores of all networks and controls of a comparison."""
     prepared, retained = comparison.prepared, comparison.retained
     retain_labels = None if retained is None else retained.labels
-    used = {"forget": prepared.images, "retain": None if retained is None else retained.images}
+    skipped = {
+        "forget": prepared.images.bad,
+        "retain": () if retained is None else retained.files.bad,
+    }
     scores = tuple(
         score(name, outputs, prepared.image_labels, retain_labels)
         for name, outputs in comparison.outputs.items()
     )
     return Evaluation(
         scores=scores,
-        images={key: 0 if images is None else len(images.pixels) for key, images in used.items()},
-        skipped={key: 0 if images is None else len(images.bad) for key, images in used.items()},
+        images={
+            "forget": len(prepared.image_labels),
+            "retain": 0 if retain_labels is None else len(retain_labels),
+        },
+        skipped={key: len(bad) for key, bad in skipped.items()},
+        class_losses=class_losses(comparison),
         accuracy_loss=_accuracy_loss(comparison),
         loaded=prepared.loaded,
         warnings=_warnings(comparison, scores),
@@ -68,6 +78,6 @@ def _warnings(comparison: Comparison, scores: Sequence[Scores]) -> tuple[str, ..
     found = doubts_about_networks(models, comparison.same_weights, by_name)
     if retained is not None:
         classes = sorted(set(retained.labels.tolist()))
-        found += unreadable_images("retained", retained.images)
+        found += unreadable_images("retained", retained.files)
         found += doubts_about_classes(models["checkpoint"], by_name, classes)
     return tuple(found)

@@ -64,7 +64,8 @@ def _check_order(
     network, far worse than another order of the folders."""
     loaded = prepared.loaded
     names, classes = loaded.description.label_names, loaded.network.num_classes
-    orders = class_orders([group.name for group in groups], names, classes)
+    ids = loaded.description.label_ids
+    orders = class_orders([group.name for group in groups], names, classes, ids)
     if orders.pop(NAME, None) != labels or not orders:
         return
     predictions = image_logits(
@@ -81,8 +82,9 @@ def _label(group: Group, prepared: UnlearningInputs) -> int:
     forgotten = sorted(set(prepared.image_labels.tolist()))
     if len(forgotten) == 1:
         return int(forgotten[0])
-    class_names = prepared.loaded.description.label_names
-    label = label_from_name(group.name, class_names, prepared.loaded.network.num_classes)
+    loaded = prepared.loaded
+    names, ids = loaded.description.label_names, loaded.description.label_ids
+    label = label_from_name(group.name, names, loaded.network.num_classes, ids=ids)
     if label is None or label not in forgotten:
         raise ImageError(
             f"--members {printable(group.name)}: expected a folder named after one of the"

@@ -14,8 +14,6 @@ from torch import Tensor
 
 from pbu_cli.errors import CheckpointError, ImageError, printable
 from pbu_cli.evaluation.metrics import accuracy_per_class
-from pbu_cli.evaluation.outputs import NetworkOutputs
-from pbu_cli.evaluation.retained_images import RetainedImages
 from pbu_cli.evaluation.scores import Scores
 from pbu_cli.inputs.inferred import InferenceLog, Inferred
 from pbu_cli.inputs.loaded_model import LoadedModel
@@ -99,18 +97,17 @@ def _equal_tensors(one: LoadedModel, other: LoadedModel) -> bool | None:
 
 
 def known_to_original(
-    retained: RetainedImages, outputs: NetworkOutputs, original: LoadedModel, log: InferenceLog
+    labels: Tensor, predictions: Tensor, original: LoadedModel, log: InferenceLog
 ) -> Tensor:
     """bool [n]: which retained images are of classes that the original knew.
 
-    A class that its metadata call forgotten, and that it does not recognise, was lost before.
+    labels, predictions: int64 [n], of the retained images and by the original. A class that its
+    metadata call forgotten, and that it does not recognise, was lost before.
     Raises ImageError where no class is left.
     """
-    assert outputs.retain_logits is not None
-    predictions = outputs.retain_logits.argmax(dim=1).cpu()
-    shares = accuracy_per_class(predictions, retained.labels)
+    shares = accuracy_per_class(predictions, labels)
     lost = [c for c in original.description.forgotten if shares.get(c, 100.0) <= RECOGNISED]
-    known = ~torch.isin(retained.labels, torch.tensor(lost, dtype=torch.int64))
+    known = ~torch.isin(labels, torch.tensor(lost, dtype=torch.int64))
     if not bool(known.any()):
         raise ImageError(
             "--retain: holds only classes that --original has forgotten already; expected images of"

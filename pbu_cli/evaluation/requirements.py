@@ -12,12 +12,17 @@ from pbu_cli.errors import InvalidUsage, printable
 from pbu_cli.evaluation.measures import MEASURES
 
 # The criterion on the estimated accuracy loss. Users write this name, so it stays as published.
-# A retrained network has no accuracy loss, so that `~` cannot be used with it.
 ACCURACY_LOSS = "damage"
+# The criterion on the change of the retained class that lost most, in points.
+WORST_CLASS = "worst_class"
+OF_ORIGINAL = (ACCURACY_LOSS, WORST_CLASS)  # a comparison with the original, never with `~`
 # The flag without which a measure is unknown; empty where the forget images are enough.
-NEEDED_FLAG = {"A_Df": "", "A_Dr": "--retain", ACCURACY_LOSS: "--original"} | {
-    key: measure.needs for key, measure in MEASURES.items()
-}
+NEEDED_FLAG = {
+    "A_Df": "",
+    "A_Dr": "--retain",
+    ACCURACY_LOSS: "--original",
+    WORST_CLASS: "--original and --retain",
+} | {key: measure.needs for key, measure in MEASURES.items()}
 
 Relation = Literal["<=", ">=", "~"]
 
@@ -52,7 +57,7 @@ class Criterion:
 
 
 def parse(text: str) -> Criterion:
-    """Read `A_Df<=1`, `A_Dr>=99.1` or `probe~2`. Raises InvalidUsage.
+    """Read `A_Df<=1`, `A_Dr>=99.1`, `worst_class>=-5` or `probe~2`. Raises InvalidUsage.
 
     >>> parse("A_Df <= 0.5")
     Criterion(measure='A_Df', relation='<=', bound=0.5)
@@ -61,13 +66,14 @@ def parse(text: str) -> Criterion:
     relation: Relation | None = None
     if match is not None and match[1] in NEEDED_FLAG:
         relation = "<=" if match[2] == "<=" else ">=" if match[2] == ">=" else "~"
-        if relation == "~" and (match[1] == ACCURACY_LOSS or match[3].startswith("-")):
+        if relation == "~" and (match[1] in OF_ORIGINAL or match[3].startswith("-")):
             relation = None
     if match is None or relation is None:
         raise InvalidUsage(
             f"--require {printable(text)}: expected A_Df<=X or A_Dr>=X with X in percent, or"
-            f" {ACCURACY_LOSS}<=X in points, or MEASURE<=X, MEASURE>=X, or MEASURE~X (within X of"
-            f" --retrained), where MEASURE is one of {', '.join(NEEDED_FLAG)}"
+            f" {ACCURACY_LOSS}<=X or {WORST_CLASS}>=-X in points, or MEASURE<=X, MEASURE>=X, or"
+            f" MEASURE~X (within X of --retrained), where MEASURE is one of"
+            f" {', '.join(NEEDED_FLAG)}"
         )
     return Criterion(match[1], relation, float(match[3]))
 

@@ -40,8 +40,8 @@ def score(
     a_df = metrics.accuracy(predictions, forget_labels)
     per_class = metrics.accuracy_per_class(predictions, forget_labels)
     a_dr = a_dr_interval = None
-    if outputs.retain_logits is not None and retain_labels is not None:
-        retain_predictions = outputs.retain_logits.argmax(dim=1).cpu()
+    retain_predictions = outputs.retain_predictions
+    if retain_predictions is not None and retain_labels is not None:
         a_dr = metrics.accuracy(retain_predictions, retain_labels)
         a_dr_interval = wilson_interval(a_dr, len(retain_labels))
         per_class |= metrics.accuracy_per_class(retain_predictions, retain_labels)

@@ -13,7 +13,7 @@ decoded.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,11 +79,7 @@ def decode(
     be), and where all images together exceed the memory. The message counts all faults and names
     the first ones.
     """
-    if channels not in MODES:
-        raise ImageError(
-            f"{channels} channels asked for; expected 1 (grey), 3 (RGB) or 4 (RGBA): image files do"
-            " not hold what this network takes"
-        )
+    mode = mode_of(channels)
     height, width = size or own_size(groups, workers, exif_rotation)
     paths = [path for group in groups for path in group.paths]
     shape = (len(paths), channels, height, width)
@@ -91,30 +87,48 @@ def decode(
     pixels = torch.empty(shape, dtype=torch.uint8)
 
     def read(path: Path) -> Pixels:
-        mode = MODES[channels]
         return decode_image(path, mode, (height, width), fit, exif_rotation=exif_rotation)
 
-    faults = _decode_into(pixels, paths, read, workers, progress)
+    faults = decode_into(pixels, paths, read, workers, progress)
     bad = tuple(faults.values())
-    _check_faults(groups, len(paths), bad, skip_bad)
+    check_faults(groups, len(paths), bad, skip_bad)
     good = [index for index in range(len(paths)) if index not in faults]
     if bad:
         for place, index in enumerate(good):  # in place: memory might not hold a copy
             pixels[place] = pixels[index]
     owners = torch.tensor([k for k, g in enumerate(groups) for _ in g.paths], dtype=torch.int64)
-    suffixes = {index: paths[index].suffix.lower() for index in good}
-    gifs = (paths[index] for index in good if suffixes[index] == ".gif")
-    animated = tuple(path for path in gifs if has_frames(path))
-    misnamed = tuple(paths[index] for index in good if suffixes[index] in UNREAD_SUFFIXES)
+    animated, misnamed = remarkable(paths[index] for index in good)
     return DecodedImages(pixels[: len(good)], owners[good], bad, animated, misnamed)
 
 
-def _decode_into(
+def mode_of(channels: int) -> str:
+    """Pillow's name of an image of so many channels. Raises ImageError where there is none."""
+    if channels not in MODES:
+        raise ImageError(
+            f"{channels} channels asked for; expected 1 (grey), 3 (RGB) or 4 (RGBA): image files do"
+            " not hold what this network takes"
+        )
+    return MODES[channels]
+
+
+def remarkable(paths: Iterable[Path]) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    """Of files that were read, those that are `animated` and `misnamed` in `DecodedImages`."""
+    animated, misnamed = [], []
+    for path in paths:
+        suffix = path.suffix.lower()
+        if suffix == ".gif" and has_frames(path):
+            animated.append(path)
+        if suffix in UNREAD_SUFFIXES:
+            misnamed.append(path)
+    return tuple(animated), tuple(misnamed)
+
+
+def decode_into(
     pixels: Tensor,
     paths: Sequence[Path],
     decode_one: Callable[[Path], Pixels],
-    workers: int | None,
-    progress: Callable[[int], None] | None,
+    workers: int | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> dict[int, Fault]:
     """Decode each of `paths` into its image of `pixels` [n, c, h, w]; the faults by index."""
     view = pixels.numpy()
@@ -136,9 +150,7 @@ def _decode_into(
     return faults
 
 
-def _check_faults(
-    groups: Sequence[Group], count: int, bad: Sequence[Fault], skip_bad: bool
-) -> None:
+def check_faults(groups: Sequence[Group], count: int, bad: Sequence[Fault], skip_bad: bool) -> None:
     """Raise ImageError if any of `count` images is bad; with `skip_bad`, if all of a group are."""
     if bad and not skip_bad and len(bad) < count:
         raise ImageError(

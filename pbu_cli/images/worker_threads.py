@@ -20,7 +20,7 @@ def in_parallel(
     work: Callable[[int], Result], paths: Sequence[Path], workers: int | None
 ) -> Generator[Result, None, None]:
     """work(0), work(1), ... for each of `paths`, in this order, computed by threads."""
-    workers, count = workers or _default_workers(paths), len(paths)
+    workers, count = workers or default_workers(paths), len(paths)
     step = max(1, min(MAX_IMAGES_PER_TASK, count // (4 * workers)))
     tasks = [range(start, min(start + step, count)) for start in range(0, count, step)]
     pool = ThreadPoolExecutor(workers)
@@ -31,7 +31,7 @@ def in_parallel(
         pool.shutdown(cancel_futures=True)  # Ctrl-C and an early end do not wait for the rest
 
 
-def _default_workers(paths: Sequence[Path]) -> int:
+def default_workers(paths: Sequence[Path]) -> int:
     """How many threads are worth using, judged by the sizes of some of the files.
 
     Pillow decodes without the GIL but needs it briefly for every image, and with small images that

@@ -55,14 +55,15 @@ def resolve_class_folders(
     subfolders are read strictly, since `part1` and `batch2` are common names and no classes.
     """
     names, classes = loaded.description.label_names, loaded.network.num_classes
+    ids = loaded.description.label_ids
     found: list[ClassFolder] = []
     for group in groups:
-        label = label_from_name(group.name, names, classes)
+        label = label_from_name(group.name, names, classes, ids=ids)
         if options.labels or label is not None:
             found.append(ClassFolder(group, label))
             continue
         found += [
-            ClassFolder(inner, label_from_name(inner.name, names, classes, strict=True))
+            ClassFolder(inner, label_from_name(inner.name, names, classes, strict=True, ids=ids))
             for inner in split_by_subfolder(group)
         ]
     return found
@@ -80,8 +81,9 @@ def labels_from_flags(
             " or once for each"
         )
     names, classes = loaded.description.label_names, loaded.network.num_classes
+    ids = loaded.description.label_ids
     labels: list[int | None] = [
-        parse_label(text, "--label", names, classes) for text in options.labels
+        parse_label(text, "--label", names, classes, ids) for text in options.labels
     ]
     return labels * (len(folders) // len(labels))
 
@@ -127,7 +129,8 @@ def check_folder_order(
     another order of the folders far better."""
     used = [label.index for label in labels]
     names, classes = loaded.description.label_names, loaded.network.num_classes
-    orders = class_orders([folder.group.name for folder in folders], names, classes)
+    ids = loaded.description.label_ids
+    orders = class_orders([folder.group.name for folder in folders], names, classes, ids)
     if orders.pop(NAME, None) != used:
         return
     others = {order: torch.tensor(found)[group] for order, found in orders.items()}

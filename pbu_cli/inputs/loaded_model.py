@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from pbu_cli.errors import CheckpointError, PbuError, printable
+from pbu_cli.data.class_index import read_class_index
+from pbu_cli.errors import CheckpointError, InvalidUsage, PbuError, printable
 from pbu_cli.inputs.inferred import InferenceLog, Inferred
 from pbu_cli.inputs.resizing import with_preset, with_processor
 from pbu_cli.io.checkpoint import Checkpoint
@@ -62,6 +63,8 @@ def load_model(path: Path, options: InputOptions, log: InferenceLog) -> LoadedMo
     network.module.to(device)
     description = with_preset(description, network, options)
     description = with_processor(description, network, options)
+    if options.class_index is not None:
+        description = with_class_index(description, Path(options.class_index))
     return LoadedModel(checkpoint, description, network, device)
 
 
@@ -86,6 +89,13 @@ def _some(names: Sequence[str]) -> str:
     return shown + (", ..." if len(names) > NAMES_SHOWN else "")
 
 
+def with_class_index(description: Description, path: Path) -> Description:
+    """The description with the class names and ids of a class-index file, which the user states."""
+    index = read_class_index(path)
+    sources = {**description.sources, "label_names": f"--class-index {printable(path)}"}
+    return replace(description, label_names=index.names, label_ids=index.ids, sources=sources)
+
+
 def validated(
     loaded: LoadedModel, channels: int, size: tuple[int, int], options: InputOptions
 ) -> LoadedModel:
@@ -103,6 +113,11 @@ def validated(
         ("num_classes", description.num_classes),
         ("label_names", None if names is None else len(names)),
     ):
+        if key == "label_names" and options.class_index and count != network.num_classes:
+            raise InvalidUsage(
+                f"{description.sources[key]}: {count} classes, the network has"
+                f" {network.num_classes}; expected one entry for each class of the network"
+            )
         if count not in (None, network.num_classes):
             raise CheckpointError(
                 f"{description.sources[key]}: {key} for {count} classes, the network has"

@@ -14,6 +14,7 @@ from pbu_cli.images.image_faults import counted
 from pbu_cli.images.image_folders import Group
 from pbu_cli.images.image_sizes import usual_size
 from pbu_cli.images.resizing import Resizing
+from pbu_cli.images.streaming import FilesRead
 from pbu_cli.inputs.inferred import Inferred
 from pbu_cli.inputs.loaded_model import LoadedModel
 from pbu_cli.models.network import Network
@@ -135,7 +136,7 @@ def _stated_normalisation(
     return None
 
 
-def unreadable_images(which: str, images: DecodedImages) -> list[str]:
+def unreadable_images(which: str, images: DecodedImages | FilesRead) -> list[str]:
     """Warnings of images that `--skip-bad` left out, were read only in part, or are misnamed."""
     bad, animated, misnamed = images.bad, images.animated, images.misnamed
     found = []

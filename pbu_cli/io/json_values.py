@@ -47,6 +47,29 @@ def class_names(value: Any) -> tuple[str, ...]:
     return texts([by_index[index] for index in range(len(value))])
 
 
+def class_index(value: Any) -> tuple[tuple[str, ...], ...]:
+    """What a class-index file says of each class: its name, or its id and its name.
+
+    >>> class_index({"1": ["n01443537", "goldfish"], "0": ["n01440764", "tench"]})
+    (('n01440764', 'tench'), ('n01443537', 'goldfish'))
+    >>> class_index(["tench", "goldfish"])
+    (('tench',), ('goldfish',))
+    """
+    entries = value
+    if isinstance(value, dict):
+        if value and all(isinstance(entry, list) for entry in value.values()):
+            by_index = {int(key): entry for key, entry in value.items() if key.isdecimal()}
+            if sorted(by_index) != list(range(len(value))):
+                raise ValueError("the keys are not the classes from 0 on")
+            entries = [by_index[index] for index in range(len(value))]
+        else:
+            entries = list(class_names(value))
+    found = tuple(texts([entry] if isinstance(entry, str) else entry) for entry in entries)
+    if not all(len(entry) in (1, 2) for entry in found):
+        raise ValueError("a class has more than an id and a name")
+    return found
+
+
 def numbers(value: Any) -> tuple[float, ...]:
     if not isinstance(value, list):  # a text is a sequence of digits, too
         raise TypeError

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pbu_cli.errors import CheckpointError, printable
 from pbu_cli.models.hooks import averaged, capture_input, capture_output
 from pbu_cli.models.inference import predict
+from pbu_cli.runtime.batch_size_retry import BatchSizeRetry
 
 NEEDED = 8  # equations for each layer that may have a share in the logits
 SHARE = 1e-3  # of a layer's output in the logits; a smaller one is none
@@ -21,12 +22,17 @@ MAX_SIDE = 8  # outputs of stages are averaged to at most this many positions in
 
 
 def read_head(
-    model: nn.Module, head: str, batches: Iterable[Tensor], *, may_split: bool = True
+    model: nn.Module,
+    head: str,
+    batches: Iterable[Tensor],
+    *,
+    may_split: bool = True,
+    retry: BatchSizeRetry | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The input of the module `head`, [n, d], and the logits, [n, c]: float32 on the CPU.
 
-    `batches` are inputs as the model takes them; may_split: as for `predict`. Feature maps are
-    averaged over their positions.
+    `batches` are inputs as the model takes them; may_split, retry: as for `predict`. Feature maps
+    are averaged over their positions.
     Raises CheckpointError where the model does not call the module exactly once per forward pass.
 
     >>> import torch
@@ -36,7 +42,12 @@ def read_head(
     """
     with capture_input(model, head) as captured:
         found = predict(
-            model, batches, captured={head: captured}, device="cpu", may_split=may_split
+            model,
+            batches,
+            captured={head: captured},
+            device="cpu",
+            may_split=may_split,
+            retry=retry,
         )
     if head in found.other_counts:
         raise CheckpointError(

@@ -38,6 +38,7 @@ def predict(
     captured: Captures = NO_CAPTURES,
     device: torch.device | str | None = None,
     may_split: bool = True,
+    retry: BatchSizeRetry | None = None,
 ) -> Predictions:
     """Run `model` over `batches` of inputs, [n, *input] each, without gradients and in order.
 
@@ -48,14 +49,15 @@ def predict(
     A batch for which the device's memory does not suffice is done again in halves, and so are all
     later ones; what hooks captured in the failed pass is dropped. Raises the device's error where
     a single input does not fit. may_split: False for a model whose results depend on which inputs
-    are in a batch; then no batch is split, and the device's error is raised at once.
+    are in a batch; then no batch is split, and the device's error is raised at once. retry: what
+    earlier calls have found out about the device's memory.
 
     >>> predict(nn.Flatten(), [torch.ones(2, 1, 3), torch.zeros(1, 1, 3)]).logits
     tensor([[1., 1., 1.],
             [1., 1., 1.],
             [0., 0., 0.]])
     """
-    retry = BatchSizeRetry()
+    retry = BatchSizeRetry() if retry is None else retry
     logits: list[Tensor] = []
     kept: dict[str, list[Tensor]] = {name: [] for name in captured}
     other_counts: dict[str, int] = {}

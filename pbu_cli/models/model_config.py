@@ -35,6 +35,7 @@ METADATA, RECORD = "checkpoint metadata", "metadata written by pbu"
 class Description:
     """What config.json or the metadata tell about a model; every field may be unknown.
 
+    label_ids: second names of the classes, such as WordNet ids; only a class-index file has them.
     size: height and width. forgotten: classes that an earlier run of pbu has made the network
     forget. answers: percent of the forget images of such a class by the class that the network then
     predicted for them. stem_pool: whether a max-pool follows a 3x3 stem. global_pools, model_args:
@@ -59,6 +60,7 @@ class Description:
     crop_pct: float | None = None
     interpolation: str | None = None
     crop_mode: str | None = None
+    label_ids: tuple[str, ...] | None = None
     transformers: Mapping[str, Any] = field(default_factory=dict)
     sources: Mapping[str, str] = field(default_factory=dict)
 

@@ -12,14 +12,13 @@ from pbu_cli.evaluation.compare import Comparison, ComparisonRequest, compare
 from pbu_cli.evaluation.evaluate import Evaluation, score_comparison
 from pbu_cli.evaluation.measures import MEASURES
 from pbu_cli.evaluation.requirements import (
-    ACCURACY_LOSS,
+    WORST_CLASS,
     Criterion,
     Requirement,
-    basis,
-    hold_against,
     parse,
 )
 from pbu_cli.inputs.inferred import Inferred
+from pbu_cli.pipeline.criteria import held_against_evaluation
 from pbu_cli.pipeline.fisher import folders
 from pbu_cli.pipeline.session import Session
 from pbu_cli.records.writer import check_appendable, record_evaluation
@@ -60,6 +59,14 @@ class EvaluationRequest:
         if not self.audit and (of_audit or self.audit_options.members):
             flag = f"--require {of_audit[0]}" if of_audit else "--members"
             raise InvalidUsage(f"{flag}: only measured with --audit")
+        compared = self.compared
+        if compared.original is None or compared.retain is None:
+            for criterion in criteria:
+                if criterion.measure == WORST_CLASS:
+                    raise InvalidUsage(
+                        f"--require {criterion}: compares every retained class with the original;"
+                        " it needs --original and --retain"
+                    )
         return criteria
 
 
@@ -126,7 +133,8 @@ def run_comparison(request: EvaluationRequest, session: Session) -> tuple[Compar
         request.options,
         session.log,
         stdin=session.stdin,
-        read_features=request.audit,
+        audit_seed=request.audit_options.seed if request.audit else None,
+        progress=session.progress,
     )
     evaluation = score_comparison(comparison)
     session.log.warn(evaluation.warnings)
@@ -167,33 +175,21 @@ def finish_evaluation(
     session: Session,
 ) -> EvaluationResult:
     """Hold the figures against the criteria, and add the evaluation to the record, if any."""
-    loss = evaluation.accuracy_loss
-    figures: dict[str, dict[str, float | None]] = {
-        scores.name: {"A_Df": scores.a_df, "A_Dr": scores.a_dr} for scores in evaluation.scores
-    }
-    for one in audited:
-        figures[one.name] |= {key: estimate.value for key, estimate in one.measures.items()}
-    figures["checkpoint"][ACCURACY_LOSS] = None if loss is None else loss.estimate
-    retrained = figures.get("retrained")
-    files = {name: path.name for name, path in request.compared.checkpoints().items()}
-    if any("retrained" in pair for pair in comparison.same_weights):
-        # It is one of the networks that it is to be compared with.
-        retrained = None
-        del files["retrained"]
-    requirements = tuple(
-        hold_against(
-            criterion, figures["checkpoint"], retrained, basis(criterion, files, evaluation.images)
-        )
-        for criterion in request.criteria()
+    requirements = held_against_evaluation(
+        request.criteria(), comparison, evaluation, audited, request.compared.checkpoints()
     )
+    loss, sample = evaluation.accuracy_loss, comparison.sample
     document = {
         **session.heading("evaluate"),
         "images": evaluation.images,
         "skipped": evaluation.skipped,
         "scores": [vars(scores) for scores in evaluation.scores],
+        "classes": [vars(one) for one in evaluation.class_losses],
         "damage": None if loss is None else vars(loss),  # the accuracy loss's name in the JSON
         "requirements": [requirement.document() for requirement in requirements],
-        **_audit_document(audited, request.audit_options.seed),
+        **_audit_document(
+            audited, request.audit_options.seed, 0 if sample is None else len(sample.labels)
+        ),
     }
     if request.record is not None:
         record_evaluation(
@@ -223,8 +219,11 @@ def finish_evaluation(
     )
 
 
-def _audit_document(audited: Sequence[NetworkAudit], seed: int) -> dict[str, Any]:
-    """The audit's part of the JSON document; a measure that is unknown is null there."""
+def _audit_document(audited: Sequence[NetworkAudit], seed: int, retained: int) -> dict[str, Any]:
+    """The audit's part of the JSON document; a measure that is unknown is null there.
+
+    retained: how many of the retained images the audit has read.
+    """
     if not audited:
         return {}
     networks = []
@@ -233,4 +232,11 @@ def _audit_document(audited: Sequence[NetworkAudit], seed: int) -> dict[str, Any
         entry["measures"] = {key: entry["measures"].get(key) for key in MEASURES}
         networks.append(entry)
     measures = {key: asdict(measure) for key, measure in MEASURES.items()}
-    return {"audit": {"seed": seed, "measures": measures, "networks": networks}}
+    return {
+        "audit": {
+            "seed": seed,
+            "retained_images": retained,
+            "measures": measures,
+            "networks": networks,
+        }
+    }

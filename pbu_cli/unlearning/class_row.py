@@ -40,6 +40,7 @@ from pbu_cli.unlearning.objective import log_odds
 RIDGE = 1e-3  # relative to the mean diagonal of the equations for the row
 MAX_RATIO = 4.0  # of the logit on the other classes to the logit on the class
 SMALLEST = 1e-9
+READ = 0.01  # of the largest singular value of the rows
 
 
 def target_offset(logits: Tensor, forgotten: Tensor, goal: float) -> Tensor:
@@ -98,6 +99,23 @@ class ClassRow:
         self.changes = {name: own[name] for name in ("weight", "bias") if usable and name in own}
         self._forgotten = forgotten
         self._before = {name: p.detach().clone() for name, p in self.changes.items()}
+
+    @torch.no_grad()
+    def read_directions(self) -> Tensor | None:
+        """An orthonormal basis of the features that the retained classes' rows read, [k, d]; None
+        where the rows are not those of the logits.
+
+        Their mean row is taken off, because softmax ignores what all logits share. Directions of
+        less than READ of the largest singular value count as not read. With fewer classes than
+        features most directions are free: 8 of 64 are read with ten classes, all with a hundred.
+        """
+        if "weight" not in self.changes:
+            return None
+        rows = self.changes["weight"].flatten(1)[~self._forgotten].float()
+        centred = rows - rows.mean(dim=0)
+        values, directions = torch.linalg.svd(centred, full_matrices=False)[1:]
+        read: Tensor = directions[values > READ * values[:1]]
+        return read
 
     @torch.no_grad()
     def apply(self, means: Tensor, own_mean: Tensor, offset: Tensor) -> None:

@@ -58,15 +58,13 @@ class Anchors:
     """Anchors and what theta* gives for them.
 
     inputs: [n, *what the model takes]. logits: [n, c]. features: the input of the head, [n, d].
-    forget_features, forget_logits: the same for the forget inputs that the anchors were made from,
-    [m, d] and [m, c].
+    forget_features: the same for the forget inputs that the anchors were made from, [m, d].
     """
 
     inputs: Tensor
     logits: Tensor
     features: Tensor
     forget_features: Tensor
-    forget_logits: Tensor
 
 
 def synthesise_anchors(
@@ -88,14 +86,14 @@ def synthesise_anchors(
     deterministic in `schedule.seed`. The model is left as it is.
     """
     size = inputs_at_once(schedule)
-    of_seeds = read_head(model, head, seeds.split(size))
+    forget_features, forget_logits = read_head(model, head, seeds.split(size))
     limits = InputLimits.of(seeds, channels_last=channels_last)
-    shares = class_shares(of_seeds[1], retained.cpu())
+    shares = class_shares(forget_logits, retained.cpu())
     aim = _Aim(shares, limits, batch_norms(model, seeds[:2]))
     inputs = _invert(model, aim, seeds, count, schedule, done)
     features, logits = read_head(model, head, inputs.split(size))
-    read = (tensor.to(seeds.device) for tensor in (logits, features, *of_seeds))
-    return Anchors(inputs, *read)
+    device = seeds.device
+    return Anchors(inputs, logits.to(device), features.to(device), forget_features.to(device))
 
 
 def synthesise_forget_inputs(

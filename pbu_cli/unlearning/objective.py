@@ -90,18 +90,6 @@ def stability(logits: Tensor, reference: Tensor, forgotten: Tensor) -> Tensor:
     return F.kl_div(restricted, reference, reduction="batchmean", log_target=True)
 
 
-def retained_logits(logits: Tensor, forgotten: Tensor) -> Tensor:
-    """The logits of the classes that are kept, less their mean. [n, c], [c] bool -> [n, kept].
-
-    The softmax over these classes ignores a shift of all logits alike, so the mean says nothing.
-
-    >>> retained_logits(torch.tensor([[9.0, 1.0, 3.0]]), torch.tensor([True, False, False]))
-    tensor([[-1.,  1.]])
-    """
-    kept = logits[:, ~forgotten]
-    return kept - kept.mean(dim=1, keepdim=True)
-
-
 def penalty_weights(
     fisher: dict[str, Tensor],
     theta: dict[str, Tensor],

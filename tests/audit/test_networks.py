@@ -6,8 +6,8 @@ import torch
 
 from pbu_cli.audit.networks import attacked_model, cka_images
 from pbu_cli.benchmark.demo_digits import DemoFiles
-from pbu_cli.evaluation.compare import ROW_SHIFT, ComparisonRequest, compare
-from pbu_cli.evaluation.outputs import audit_batches
+from pbu_cli.evaluation.compare import ComparisonRequest, compare
+from pbu_cli.evaluation.outputs import ROW_SHIFT, audit_batches
 from pbu_cli.inputs.inferred import InferenceLog
 from pbu_cli.models.inference import predict
 from pbu_cli.settings import InputOptions
@@ -17,7 +17,7 @@ def test_the_attacked_row_shift_is_the_one_whose_logits_are_scored(digits: DemoF
     request = ComparisonRequest(
         digits.checkpoint, [str(digits.test / "8")], original=digits.checkpoint
     )
-    comparison = compare(request, InputOptions(), InferenceLog(), read_features=True)
+    comparison = compare(request, InputOptions(), InferenceLog(), audit_seed=0)
     original = comparison.loaded_models["original"].network.module
     before = {name: value.clone() for name, value in original.state_dict().items()}
     prepared = comparison.prepared

@@ -13,7 +13,8 @@ from pbu_cli.audit import published_measures
 from pbu_cli.audit.networks import noisy_logits
 from pbu_cli.audit.perturbation import COPIES, noisy_batches
 from pbu_cli.benchmark.demo_digits import DemoFiles
-from pbu_cli.evaluation.compare import HEAD_MASK, ROW_SHIFT, ComparisonRequest, compare
+from pbu_cli.evaluation.compare import ComparisonRequest, compare
+from pbu_cli.evaluation.outputs import HEAD_MASK, ROW_SHIFT
 from pbu_cli.inputs.inferred import InferenceLog
 from pbu_cli.models.inference import predict
 from pbu_cli.settings import InputOptions
@@ -35,7 +36,7 @@ def comparison(digits: DemoFiles) -> Any:
         str(digits.test),
         original=digits.checkpoint,
     )
-    return compare(request, InputOptions(), InferenceLog(), read_features=True)
+    return compare(request, InputOptions(), InferenceLog(), audit_seed=0)
 
 
 @pytest.mark.parametrize("measures", BY_NETWORK)

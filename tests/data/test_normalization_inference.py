@@ -11,14 +11,14 @@ from torch import nn
 from torch.distributions import Normal, kl_divergence
 
 from pbu_cli.benchmark.demo_digits import PREPROCESSING, DemoFiles
-from pbu_cli.data.normalization_inference import rank_normalisations
+from pbu_cli.data.normalization_inference import NORMALISATIONS, rank_normalisations
 from pbu_cli.data.preprocessing import normalise
 from pbu_cli.images.decoding import DecodedImages, decode
 from pbu_cli.images.image_folders import list_groups
 from pbu_cli.io.checkpoint import read
 from pbu_cli.models.load import load_network
 from pbu_cli.models.model_config import Description
-from pbu_cli.settings import NORMALISATIONS, Preprocessing
+from pbu_cli.settings import Preprocessing
 
 
 def model_and_images(digits: DemoFiles, digit: int) -> tuple[nn.Module, DecodedImages]:

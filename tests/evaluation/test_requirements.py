@@ -7,14 +7,16 @@ from pbu_cli.evaluation.requirements import parse, unmet
 
 
 @pytest.mark.parametrize(
-    "text", ["A_Df<=1", " A_Dr >= 99.1", "probe~2", "log_p_retain>=-14", "damage<=2"]
+    "text",
+    ["A_Df<=1", " A_Dr >= 99.1", "probe~2", "log_p_retain>=-14", "damage<=2", "worst_class>=-5"],
 )
 def test_criteria_are_read_as_written(text: str) -> None:
     assert str(parse(text)) == text.replace(" ", "")
 
 
 @pytest.mark.parametrize(
-    "text", ["A_Dx<=1", "A_Df<1", "probe~-2", "probe", "js<=", "js<=1e9", "damage~1", ""]
+    "text",
+    ["A_Dx<=1", "A_Df<1", "probe~-2", "probe", "js<=", "js<=1e9", "damage~1", "worst_class~1", ""],
 )
 def test_a_criterion_that_cannot_be_understood_is_a_usage_error(text: str) -> None:
     with pytest.raises(InvalidUsage, match="--require"):

@@ -11,9 +11,11 @@ from pbu_cli.evaluation.scores import score
 
 def test_scores_are_counts_over_the_images() -> None:
     forget = torch.tensor([[0.0, 9, 1], [9, 0, 1], [9, 0, 1], [0, 0, 9]])
-    retain = torch.tensor([[9.0, 0, 0], [0, 0, 9], [0, 9, 0]])
+    retain = torch.tensor([0, 2, 1])
     retain_labels = torch.tensor([0, 2, 2])
-    scores = score("x", NetworkOutputs(forget, retain), torch.full((4,), 1), retain_labels)
+    scores = score(
+        "x", NetworkOutputs(forget, retain_predictions=retain), torch.full((4,), 1), retain_labels
+    )
     assert scores.a_df == 25.0
     assert scores.answers == {0: 50.0, 1: 25.0, 2: 25.0}
     assert scores.a_dr == pytest.approx(200 / 3)

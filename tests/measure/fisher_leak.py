@@ -19,13 +19,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from pbu_cli.data.normalization_inference import NORMALISATIONS
 from pbu_cli.data.preprocessing import normalise
 from pbu_cli.fisher.diagonal import fisher_diagonal
 from pbu_cli.images.decoding import decode
 from pbu_cli.images.image_folders import list_groups
 from pbu_cli.inputs.inferred import InferenceLog
 from pbu_cli.inputs.loaded_model import load_model
-from pbu_cli.settings import NORMALISATIONS, InputOptions, Preprocessing
+from pbu_cli.settings import InputOptions, Preprocessing
 from tests.measure.archives import SHARED, unpack
 
 CANDIDATES, DRAWS = 100, 10

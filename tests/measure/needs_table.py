@@ -41,9 +41,10 @@ def random_network(name: str, path: Path) -> None:
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, path)
 
 
-def stated(inferred: dict[str, Any]) -> tuple[float, float]:
+def stated(inferred: list[dict[str, Any]]) -> tuple[float, float]:
     """Gigabytes and seconds of the line `needs: about 2.1 GB and 11 minutes (300 steps)`."""
-    words = inferred["shown"].split("(")[0].split()
+    (value,) = (entry["value"] for entry in inferred if entry["what"] == "needs")
+    words = value.split("(")[0].split()
     return float(words[1]), float(words[4]) * FACTORS[words[5]]
 
 
@@ -66,7 +67,7 @@ def measure(name: str, images: Path, work: Path, flags: list[str]) -> dict[str, 
         )
         _, status, usage = os.wait4(process.pid, 0)
     document = json.loads(said.read_text())
-    gigabytes, estimate = stated(document["inferred"]["needs"])
+    gigabytes, estimate = stated(document["inferred"])
     return {
         "network": name,
         "flags": " ".join(flags) or "default",

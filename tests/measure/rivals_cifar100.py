@@ -32,13 +32,14 @@ from pbu_cli.benchmark.datasets import Split
 from pbu_cli.benchmark.methods import find, parse_methods
 from pbu_cli.benchmark.methods.task import Method, Task
 from pbu_cli.benchmark.training import recipe_for
+from pbu_cli.data.normalization_inference import NORMALISATIONS
 from pbu_cli.data.preprocessing import image_logits
 from pbu_cli.evaluation.metrics import accuracy, accuracy_per_class
 from pbu_cli.images.decoding import decode
 from pbu_cli.images.image_folders import list_groups
 from pbu_cli.inputs.inferred import InferenceLog
 from pbu_cli.inputs.loaded_model import load_model
-from pbu_cli.settings import NORMALISATIONS, InputOptions, Preprocessing
+from pbu_cli.settings import InputOptions, Preprocessing
 from tests.measure.archives import SHARED
 
 ORIGINAL = SHARED / "checkpoints" / "cifar100_resnet20.safetensors"

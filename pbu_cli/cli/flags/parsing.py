@@ -29,6 +29,7 @@ def input_options(flags: Mapping[str, Any]) -> InputOptions:
         exif_rotation=not flags["no_exif_rotation"],
         preset=flags["preset"],
         state_dict=flags["state_dict"],
+        class_index=flags.get("class_index"),
     )
 
 

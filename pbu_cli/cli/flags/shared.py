@@ -119,6 +119,16 @@ Preset = Annotated[
         rich_help_panel=IMAGES,
     ),
 ]
+ClassIndex = Annotated[
+    str | None,
+    typer.Option(
+        "--class-index",
+        metavar="FILE",
+        help="Names or WordNet ids of the classes: imagenet_class_index.json, or one a line.",
+        show_default="from config.json or metadata",
+        rich_help_panel=IMAGES,
+    ),
+]
 Device = Annotated[
     str,
     typer.Option(

@@ -241,3 +241,65 @@ def test_a_right_order_is_not_doubted(pbu: Callable[..., Ran], tmp_path: Path) -
     """The folders are numbered by class, as `--retain` takes them."""
     images = grey_levels.write_grey_levels(tmp_path, list(map(str, range(12))))
     assert a_dr(evaluated(pbu, tmp_path, "--retain", images)) == 100
+
+
+IDS = [f"n{1000 + 7 * c:08}" for c in range(12)]  # in the order of the classes, as WordNet ids are
+
+
+def class_index(folder: Path) -> Path:
+    path = folder / "index.json"
+    path.write_text(json.dumps({str(c): [IDS[c], f"grey {c % 11}"] for c in range(12)}))
+    return path
+
+
+def test_folders_of_all_wordnet_ids_are_the_classes_in_their_order(
+    pbu: Callable[..., Ran], tmp_path: Path
+) -> None:
+    images = grey_levels.write_grey_levels(tmp_path, ["0", *IDS[1:]])
+    (images / "0").rename(images / IDS[0])
+    (images / "0").symlink_to(images / IDS[0])
+    retain = tmp_path / "retain"
+    retain.mkdir()
+    for name in IDS:
+        (retain / name).symlink_to(images / name)
+    assert a_dr(evaluated(pbu, tmp_path, "--retain", retain)) == 100
+
+
+def test_folders_of_some_wordnet_ids_need_a_class_index(
+    pbu: Callable[..., Ran], tmp_path: Path
+) -> None:
+    images = grey_levels.write_grey_levels(tmp_path, ["0", *IDS[1:]])
+    retain = tmp_path / "retain"
+    for c in (2, 5, 11):
+        shutil.copytree(images / IDS[c], retain / IDS[c])
+    done = evaluated(pbu, tmp_path, "--retain", retain, "-q")
+    assert done.code == 4
+    assert f"{IDS[2]} names no class, and neither do 2 others" in done.err
+    assert "or pass --class-index FILE" in done.err
+    assert len(done.err.splitlines()) == 1
+    index = ("--class-index", class_index(tmp_path))
+    found = evaluated(pbu, tmp_path, "--retain", retain, *index)
+    assert a_dr(found) == 100
+    assert set(json.loads(found.out)["scores"][0]["per_class"]) == {"0", "2", "5", "11"}
+    (retain / IDS[5]).rename(retain / "grey 5")
+    assert a_dr(evaluated(pbu, tmp_path, "--retain", retain, *index)) == 100
+    listed = tmp_path / "list.csv"
+    listed.write_text(f"retain/{IDS[2]}/0.png,{IDS[2]}\nretain/{IDS[11]}/1.png,11\n")
+    assert a_dr(evaluated(pbu, tmp_path, "--retain", listed, *index)) == 100
+    (retain / "grey 5").rename(retain / "grey 0")  # the name of classes 0 and 11
+    done = evaluated(pbu, tmp_path, "--retain", retain, *index, "-q")
+    assert done.code == 4
+    assert "grey 0 names no class" in done.err
+    assert "--class-index" not in done.err
+    assert len(done.err.splitlines()) == 1
+
+
+def test_a_class_index_of_another_network_is_a_usage_error(
+    pbu: Callable[..., Ran], tmp_path: Path
+) -> None:
+    images = grey_levels.write_grey_levels(tmp_path, list(map(str, range(12))))
+    index = tmp_path / "index.txt"
+    index.write_text("\n".join(IDS[:10]))
+    done = evaluated(pbu, tmp_path, "--retain", images, "--class-index", index, "-q")
+    assert done.code == 2
+    assert "10 classes, the network has 12" in done.err

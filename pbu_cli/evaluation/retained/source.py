@@ -1,21 +1,20 @@
-"""Read the retained images of an evaluation and their labels."""
+"""Which images are retained, and of which class each is: folders of classes, and lists."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from pbu_cli.data.class_index import WORDNET_ID
 from pbu_cli.data.class_order import NAME, ONE_BASED, POSITION, better_order, class_orders
 from pbu_cli.data.label_names import label_from_name, parse_label
 from pbu_cli.data.labelled_list import read_labelled_list
 from pbu_cli.errors import ImageError, printable
-from pbu_cli.images.decoding import DecodedImages, decode
 from pbu_cli.images.image_folders import Group, list_groups, repeated_folders, split_by_subfolder
 from pbu_cli.inputs.inferred import InferenceLog, Inferred
 from pbu_cli.inputs.prepare import UnlearningInputs
@@ -25,26 +24,28 @@ FLAGS = (NAME, POSITION, ONE_BASED)  # the values of --retain-order
 
 
 @dataclass(frozen=True)
-class RetainedImages:
-    """Images of the retained classes.
+class RetainedSource:
+    """The files of the retained images, of which none has been read.
 
-    labels: int64 [n]. other_orders: the labels in the other orders that the source's folders may
-    stand in, if the user did not say which; source: what --retain was.
+    source: what --retain was. groups: the files, one group a class. labels: the class of each
+    group. other_orders: the labels in the other orders that the source's folders may stand in, if
+    the user did not say which. left_out: how many classes are left out, as they are forgotten.
     """
 
-    images: DecodedImages
-    labels: Tensor
-    other_orders: Mapping[str, Tensor] = field(default_factory=dict)
-    source: str = ""
+    source: str
+    groups: tuple[Group, ...]
+    labels: tuple[int, ...]
+    other_orders: Mapping[str, tuple[int, ...]]
+    left_out: int
 
-    def only(self, chosen: Tensor) -> RetainedImages:
-        """Those of the images that the mask names, bool [n]; all of them without a copy."""
-        if bool(chosen.all()):
-            return self
-        images = replace(
-            self.images, pixels=self.images.pixels[chosen], group=self.images.group[chosen]
-        )
-        return RetainedImages(images, self.labels[chosen])
+    def __len__(self) -> int:
+        """How many files there are."""
+        return sum(len(group.paths) for group in self.groups)
+
+    def of_files(self, labels: Sequence[int]) -> Tensor:
+        """One label a file for one label a group, int64 [n], in the order of the files."""
+        counts = torch.tensor([len(group.paths) for group in self.groups])
+        return torch.tensor(labels).repeat_interleave(counts)
 
 
 @dataclass(frozen=True)
@@ -56,15 +57,15 @@ class _LabelledGroups:
     other_orders: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
-def read_retained_images(
+def find_retained_images(
     source: str,
     prepared: UnlearningInputs,
     options: InputOptions,
     log: InferenceLog,
     forgotten: Sequence[str] = (),
     order: str | None = None,
-) -> RetainedImages:
-    """Decode the images of `source`, a folder of class folders or a CSV file of `path,label` lines.
+) -> RetainedSource:
+    """List the images of `source`, a folder of class folders or a CSV file of `path,label` lines.
 
     Left out are the classes of the forget images and those that the user calls forgotten, by index
     or name. order: how the folders stand for the classes, by `name`, `position` or `one-based`;
@@ -75,12 +76,13 @@ def read_retained_images(
     if os.path.isfile(source):  # noqa: PTH113
         found = _from_csv(source, prepared, options, log, order)
     else:
-        found = _from_folder(source, prepared, log, order)
+        found = _from_folder(source, prepared, options, log, order)
     loaded = prepared.loaded
     class_names, num_classes = loaded.description.label_names, loaded.network.num_classes
+    ids = loaded.description.label_ids
     left_out = {
         *prepared.image_labels.tolist(),
-        *(parse_label(text, "--forgotten", class_names, num_classes) for text in forgotten),
+        *(parse_label(text, "--forgotten", class_names, num_classes, ids) for text in forgotten),
     }
     kept = [k for k, label in enumerate(found.labels) if label not in left_out]
     if not kept:
@@ -88,41 +90,23 @@ def read_retained_images(
             f"{printable(source)}: holds images of the forgotten classes alone; expected images of"
             " other classes"
         )
-    images = decode(
-        [found.groups[k] for k in kept],
-        channels=prepared.images.pixels.shape[1],
-        size=prepared.preprocessing.size,
-        skip_bad=options.skip_bad,
-        exif_rotation=options.exif_rotation,
-        fit=prepared.fit,
-    )
-
-    def of_images(labels: Sequence[int]) -> Tensor:
-        return torch.tensor([labels[k] for k in kept])[images.group]
-
-    num_left_out = len(found.labels) - len(kept)
-    kept_classes = len({found.labels[k] for k in kept})
-    log.add(
-        Inferred(
-            "retained",
-            len(images.pixels),
-            source + (f"; {num_left_out} forgotten left out" if num_left_out else ""),
-            f"{len(images.pixels)} images of {kept_classes} classes",
-        )
-    )
-    log.warn(_forget_images_among(images, prepared))
-    return RetainedImages(
-        images,
-        of_images(found.labels),
-        {name: of_images(labels) for name, labels in found.other_orders.items()},
+    return RetainedSource(
         source,
+        tuple(found.groups[k] for k in kept),
+        tuple(found.labels[k] for k in kept),
+        {name: tuple(labels[k] for k in kept) for name, labels in found.other_orders.items()},
+        len(found.labels) - len(kept),
     )
 
 
-def check_order(retained: RetainedImages, logits: Tensor) -> None:
-    """Raise ImageError where the labels fit the logits [n, c] of the original, or of the only
-    network, far worse than those of another order. Nothing is chosen by this."""
-    better = better_order(logits.argmax(dim=1).cpu(), retained.labels, retained.other_orders)
+def check_order(source: RetainedSource, predictions: Tensor, labels: Tensor, index: Tensor) -> None:
+    """Raise ImageError where the labels fit the predictions of the original, or of the only
+    network, far worse than those of another order. Nothing is chosen by this.
+
+    All int64 [n], of the images that could be read. index: which of the listed files each is.
+    """
+    others = {name: source.of_files(found)[index] for name, found in source.other_orders.items()}
+    better = better_order(predictions, labels, others)
     if better is None:
         return
     advice = (
@@ -131,27 +115,15 @@ def check_order(retained: RetainedImages, logits: Tensor) -> None:
         else "pass a CSV file of path,label lines with the network's own labels as --retain, or"
         f" --retain-order {NAME} to keep them"
     )
-    raise ImageError(f"{printable(retained.source)}: {better}: {advice}")
-
-
-def _forget_images_among(retained: DecodedImages, prepared: UnlearningInputs) -> list[str]:
-    """A warning of retained images that have the same pixels as a forget image."""
-    forget = {_digest(image) for image in prepared.images.pixels}
-    count = sum(_digest(image) in forget for image in retained.pixels)
-    if not count:
-        return []
-    return [
-        f"{count} of {len(retained.pixels)} retained images are --forget images too, under another"
-        " label: A_Dr and A_Df contradict each other there; remove them from one of the two"
-    ]
-
-
-def _digest(image: Tensor) -> bytes:
-    return hashlib.sha256(image.numpy().tobytes()).digest()
+    raise ImageError(f"{printable(source.source)}: {better}: {advice}")
 
 
 def _from_folder(
-    source: str, prepared: UnlearningInputs, log: InferenceLog, order: str | None
+    source: str,
+    prepared: UnlearningInputs,
+    options: InputOptions,
+    log: InferenceLog,
+    order: str | None,
 ) -> _LabelledGroups:
     """The class folders of a folder, with their labels.
 
@@ -161,14 +133,17 @@ def _from_folder(
     """
     num_classes = prepared.loaded.network.num_classes
     class_names = prepared.loaded.description.label_names
+    ids = prepared.loaded.description.label_ids
     (whole,) = list_groups([source], None)
     log.warn(repeated_folders([whole]))
     groups = split_by_subfolder(whole)
     names = [group.name for group in groups]
-    orders = class_orders(names, class_names, num_classes)
+    orders = class_orders(names, class_names, num_classes, ids)
     if order is not None or NAME in orders:
         return _in_order(source, groups, orders, order)
-    labels = [label_from_name(name, class_names, num_classes, strict=True) for name in names]
+    labels = [
+        label_from_name(name, class_names, num_classes, strict=True, ids=ids) for name in names
+    ]
     contradicting = [k for k, label in enumerate(labels) if label not in (None, k)]
     if len(groups) == num_classes and not contradicting:
         first, last = printable(groups[0].name, 40), printable(groups[-1].name, 40)
@@ -191,8 +166,18 @@ def _from_folder(
     possible = [name for name in FLAGS if name in orders]
     if possible:
         contradiction += f"; or pass --retain-order {' or '.join(possible)}"
+    unknown = [name for name, label in zip(names, labels, strict=True) if label is None]
+    if unknown:
+        which = f"{printable(unknown[0], 40)} names no class" + (
+            f", and neither do {len(unknown) - 1} others" if unknown[1:] else ""
+        )
+    else:
+        which = "two folders name the same class"
+    if options.class_index is None and any(map(WORDNET_ID.fullmatch, unknown)):
+        contradiction += "; or pass --class-index FILE, which gives the class of each WordNet id"
     raise ImageError(
-        f"{printable(source)}: {len(groups)} folders, and not every name gives a class of its own;"
+        f"{printable(source)}: {len(groups)} folders, and not every name gives a class of its own:"
+        f" {which};"
         " expected folders named by class index or class name, or one folder for each of the"
         f" {num_classes} classes in alphabetical order{contradiction}"
     )
@@ -224,11 +209,12 @@ def _from_csv(
 ) -> _LabelledGroups:
     """The images of a file of `path,label` lines, one group a label."""
     class_names = prepared.loaded.description.label_names
+    ids = prepared.loaded.description.label_ids
     num_classes = prepared.loaded.network.num_classes
     found = read_labelled_list(
-        Path(source), class_names, num_classes, skip_missing=options.skip_bad
+        Path(source), class_names, num_classes, skip_missing=options.skip_bad, ids=ids
     )
     if found.header is not None:
         log.add(Inferred("header", found.header, f"the first line of {source}; it is left out"))
-    orders = class_orders(found.texts, class_names, num_classes)
+    orders = class_orders(found.texts, class_names, num_classes, ids)
     return _in_order(source, found.groups, {**orders, NAME: list(found.labels)}, order)
