@@ -20,8 +20,7 @@ from anchors to the class to forget. These synthetic forget inputs are what else
 recognise as that class. If only the given images are forgotten, the class comes back on others.
 
 Source: after DeepInversion (Yin et al., "Dreaming to Distill", CVPR 2020, arXiv 1912.08795). There
-x is an image that starts as noise and is held to an image prior; behind the frozen backbone such a
-prior gained nothing here. Anchors that are held to the statistics of their start alone, in a
+x is an image that starts as noise and has an image prior, which gained nothing here. Anchors that are held to the statistics of their start alone, in a
 network with BatchNorm, exaggerate what marks their class: in a ResNet-20 their features deviated
 1.27 and 1.47 times as far as the features of images (without ship, without cat), and 1.16 and 1.21
 times if they were held to the running statistics.
@@ -49,6 +48,7 @@ from pbu_cli.unlearning.batchnorm_mean import batch_norms
 from pbu_cli.unlearning.channel_statistics import InputLimits, batchnorm_mismatches
 
 BATCH = 128  # at most so many anchors are made together; a batch shares its statistics
+ENOUGH = 100  # anchors of each class; with that many, further ones changed little
 RATE = 0.1  # Adam's learning rate, in standard deviations of a channel
 START_WEIGHT = 3.0  # of the term that holds x to the statistics of its start
 
@@ -88,7 +88,7 @@ def synthesise_anchors(
     size = inputs_at_once(schedule)
     forget_features, forget_logits = read_head(model, head, seeds.split(size))
     limits = InputLimits.of(seeds, channels_last=channels_last)
-    shares = class_shares(forget_logits, retained.cpu())
+    shares = class_shares(forget_logits, retained.cpu(), count)
     aim = _Aim(shares, limits, batch_norms(model, seeds[:2]))
     inputs = _invert(model, aim, seeds, count, schedule, done)
     features, logits = read_head(model, head, inputs.split(size))
@@ -198,19 +198,21 @@ def _optimise(model: nn.Module, aim: _Aim, seeds: Tensor, target: Tensor, steps:
     return (x * limits.deviation).detach()
 
 
-def class_shares(logits: Tensor, retained: Tensor) -> Tensor:
-    """How often each class is the target of an anchor, [c], with a sum of 1.
+def class_shares(logits: Tensor, retained: Tensor, count: int) -> Tensor:
+    """How often each class is the target of one of `count` anchors, [c], with a sum of 1.
 
-    Half of the anchors are divided equally among the retained classes. The other half follow the
+    All retained classes alike, if each gets ENOUGH. Otherwise half of the anchors follow the
     network's predictions for the forget images among these classes, because the classes that the
     network confuses with the forgotten one have the most to lose.
 
     logits: on the forget images, [n, c]. retained: bool [c].
 
-    >>> class_shares(torch.tensor([[5.0, 0.0, 0.0]]), torch.tensor([False, True, True]))
+    >>> class_shares(torch.tensor([[5.0, 0.0, 0.0]]), torch.tensor([False, True, True]), 200)
     tensor([0.0000, 0.5000, 0.5000])
     """
     equal = retained / retained.sum()
+    if count >= ENOUGH * retained.sum():
+        return equal
     confused = logits.masked_fill(~retained, -math.inf).softmax(dim=1).mean(dim=0)
     return (equal + confused) / 2
 
@@ -236,11 +238,10 @@ def _stratified(count: int, shares: Tensor, generator: torch.Generator) -> Tenso
     Drawn one by one, 2,048 anchors would leave out 13 % of a thousand classes.
     """
     bounds = count * shares.double().cumsum(dim=0)
-    # One uniform offset for all (systematic sampling); the last bound may be rounded below count.
+    # One offset for all (systematic sampling). The last bound may be rounded to below count.
     places = torch.arange(count) + torch.rand((), generator=generator, dtype=torch.float64)
-    classes = torch.searchsorted(bounds, places, right=True)
-    last = shares.nonzero()[-1, 0]
-    return classes.clamp(max=last)[torch.randperm(count, generator=generator)]
+    classes = torch.searchsorted(bounds, places, right=True).clamp(max=shares.nonzero()[-1, 0])
+    return classes[torch.randperm(count, generator=generator)]
 
 
 def inputs_at_once(schedule: Schedule) -> int:
