@@ -19,11 +19,11 @@ image ever exists, and the backbone costs nothing. The same is then done in the 
 from anchors to the class to forget. These synthetic forget inputs are what else the network would
 recognise as that class. If only the given images are forgotten, the class comes back on others.
 
-Source: after DeepInversion (Yin et al., "Dreaming to Distill", CVPR 2020, arXiv 1912.08795). There
-x is an image that starts as noise and has an image prior, which gained nothing here. Anchors that are held to the statistics of their start alone, in a
-network with BatchNorm, exaggerate what marks their class: in a ResNet-20 their features deviated
-1.27 and 1.47 times as far as the features of images (without ship, without cat), and 1.16 and 1.21
-times if they were held to the running statistics.
+Source: after DeepInversion (Yin et al., "Dreaming to Distill", CVPR 2020, arXiv 1912.08795), where
+x starts as noise and has an image prior, which gained nothing here. Anchors that are held to the
+statistics of their start alone, in a network with BatchNorm, exaggerate what marks their class: in
+a ResNet-20 their features deviated 1.27 and 1.47 times as far as the features of images (without
+ship, without cat), and 1.16 and 1.21 times if they were held to the running statistics.
 
 Index letters: n inputs, l layers, k channels, c classes, d features.
 """

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from pbu_cli.settings import DEFAULT
 from pbu_cli.unlearning.model_inversion import (
+    _stratified,
     bfloat16_if_possible,
+    class_shares,
     synthesise_anchors,
     synthesise_forget_inputs,
 )
@@ -33,6 +35,34 @@ def test_anchors_are_predicted_as_the_retained_classes(patterns: Patterns) -> No
     predictions = anchors.logits.argmax(dim=1)
     assert (predictions != GONE).float().mean() > 0.95
     assert set(predictions.tolist()) >= set(range(CLASSES)) - {GONE}
+
+
+def test_with_many_anchors_all_retained_classes_get_as_many() -> None:
+    retained = torch.arange(10) != 3
+    logits = torch.zeros(5, 10)
+    logits[:, 4] = 9.0
+    shares = class_shares(logits, retained, count=900)
+    assert torch.allclose(shares, retained / 9)
+    drawn = _stratified(900, shares, torch.Generator().manual_seed(0))
+    assert drawn.bincount(minlength=10).tolist() == [100 * keeps for keeps in retained.tolist()]
+
+
+def test_with_few_anchors_no_class_is_left_out_and_confused_ones_get_more() -> None:
+    retained = torch.arange(1000) != 3
+    logits = torch.zeros(5, 1000)
+    logits[:, 4] = 30.0
+    shares = class_shares(logits, retained, count=2048)
+    drawn = _stratified(2048, shares, torch.Generator().manual_seed(0)).bincount(minlength=1000)
+    assert drawn[3] == 0
+    assert drawn[retained].min() >= 1
+    assert drawn[4] in (1025, 1026)  # half of them, and its equal part of the other half
+
+
+def test_shares_that_do_not_sum_to_one_in_rounding_draw_no_other_class() -> None:
+    shares = torch.full((7,), 1 / 6)
+    shares[-1] = 0.0
+    drawn = _stratified(10_001, shares * (1 - 1e-6), torch.Generator().manual_seed(0))
+    assert drawn.max() == 5
 
 
 def test_multiplying_in_bfloat16_moves_no_anchor_to_another_class(
