@@ -25,6 +25,9 @@ WORTH_SAYING = 60.0  # seconds
 # The last valid weights, theta*, the gradients, the Fisher diagonal, Adam's two moments and the
 # penalty's gradients.
 COPIES = 7
+# Features of mirrored images: made, joined with the others, and joined once more with synthetic
+# ones, while the features of the images themselves stay.
+MIRRORED = 4
 BACKWARD = 1.5  # what a backward pass holds at most, over what autograd has kept for it
 FISHER = 2.0  # passes of a training step that the square of a gradient takes, of one image
 
@@ -109,9 +112,9 @@ def needs(
     trained = sum(inputs.loaded.network.module.get_parameter(n).nbytes for n in inputs.trained)
     # Anchors and synthetic forget inputs are held twice while they are joined.
     of_anchors = float(each * 2 * made)
-    return Needs(
-        of_anchors + COPIES * trained + BACKWARD * at_once * cost.held, of_anchors, seconds
-    )
+    mirrored = MIRRORED * each * images if schedule.mirror and split_point is not None else 0
+    more = of_anchors + mirrored + COPIES * trained + BACKWARD * at_once * cost.held
+    return Needs(more, of_anchors, seconds)
 
 
 def check_needs(

@@ -72,6 +72,19 @@ def test_steps_anchors_and_the_fisher_diagonal_add_up(some: UnlearningInputs) ->
     assert found.more - found.of_anchors > 128 * 1_000_000
 
 
+def test_the_features_of_mirrored_images_count(
+    some: UnlearningInputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A ResNet-50 of 500 images at 224 pixels took 5.1 GB where 3.8 were announced without them."""
+    monkeypatch.setattr(needs, "bytes_held", lambda split_point, images: 1000 * images)
+    split: Any = SimpleNamespace()
+    some = replace(some, split_point=split)
+    plain = replace(DEFAULT, schedule=replace(DEFAULT.schedule, mirror=0.0))
+    cost = Cost(0.01, 0.005, 1_000_000)
+    with_them, without = (needs.needs(some, each, cost, made=20) for each in (DEFAULT, plain))
+    assert with_them.more - without.more == 4 * 10 * 1000
+
+
 def test_a_run_of_more_than_a_minute_is_announced(some: UnlearningInputs) -> None:
     found = check_needs(some, DEFAULT, made=2048)
     assert found is not None
