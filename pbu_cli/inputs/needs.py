@@ -44,11 +44,13 @@ class Cost:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a run needs: bytes beyond those in use, those of them for the anchors, and seconds."""
+    """What a run needs: bytes beyond those in use, those of them for the anchors and for mirrored
+    images, and seconds. Mirrored images are left out where memory does not hold them."""
 
     more: float
     of_anchors: float
     seconds: float
+    of_mirrored: float = 0.0
 
 
 def measured(inputs: UnlearningInputs) -> Cost:
@@ -114,7 +116,7 @@ def needs(
     of_anchors = float(each * 2 * made)
     mirrored = MIRRORED * each * images if schedule.mirror and split_point is not None else 0
     more = of_anchors + mirrored + COPIES * trained + BACKWARD * at_once * cost.held
-    return Needs(more, of_anchors, seconds)
+    return Needs(more, of_anchors, seconds, mirrored)
 
 
 def check_needs(
@@ -128,9 +130,10 @@ def check_needs(
     device = inputs.loaded.device
     found = needs(inputs, settings, measured(inputs), made=made)
     spare = spare_memory(device)
-    if device.type == "cpu" and found.more > spare:
+    required = found.more - found.of_mirrored
+    if device.type == "cpu" and required > spare:
         raise PbuError(
-            f"unlearning: takes {found.more / 1e9:.1f} GB more than is in use, and"
+            f"unlearning: takes {required / 1e9:.1f} GB more than is in use, and"
             f" {spare / 1e9:.1f} GB are free; nothing was written: {_advice(settings, found)}"
         )
     if found.seconds < WORTH_SAYING:

@@ -48,7 +48,7 @@ from pbu_cli.unlearning.batchnorm_mean import batch_norms
 from pbu_cli.unlearning.channel_statistics import InputLimits, batchnorm_mismatches
 
 BATCH = 128  # at most so many anchors are made together; a batch shares its statistics
-ENOUGH = 100  # anchors of each class; with that many, further ones changed little
+ENOUGH = 100  # of each class: between 20 of a hundred classes and 227 of ten, where more harmed
 RATE = 0.1  # Adam's learning rate, in standard deviations of a channel
 START_WEIGHT = 3.0  # of the term that holds x to the statistics of its start
 

@@ -83,6 +83,16 @@ def test_the_features_of_mirrored_images_count(
     cost = Cost(0.01, 0.005, 1_000_000)
     with_them, without = (needs.needs(some, each, cost, made=20) for each in (DEFAULT, plain))
     assert with_them.more - without.more == 4 * 10 * 1000
+    assert with_them.of_mirrored == 4 * 10 * 1000
+
+
+def test_mirrored_images_that_memory_does_not_hold_are_no_reason_to_refuse(
+    some: UnlearningInputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They do not join then."""
+    monkeypatch.setattr(needs, "needs", lambda *_, **__: Needs(10e9, 1e9, 99, of_mirrored=7e9))
+    monkeypatch.setattr(needs, "spare_memory", lambda device: 4e9)
+    assert check_needs(some, DEFAULT, made=2048) is not None
 
 
 def test_a_run_of_more_than_a_minute_is_announced(some: UnlearningInputs) -> None:

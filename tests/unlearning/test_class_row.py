@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pbu_cli.unlearning.class_row import ClassRow, target_offset
-from pbu_cli.unlearning.objective import log_odds
+from pbu_cli.unlearning.objective import discriminant, log_odds
 
 FORGOTTEN = torch.tensor([False, True, False])
 
@@ -193,3 +193,27 @@ def test_a_layer_that_does_not_give_the_logits_stays(what: str) -> None:
     row.apply(torch.ones(2, 4), torch.ones(4), torch.tensor(-6.0))
     assert row.changes == {}
     assert torch.equal(layer(features), before)
+
+
+def test_the_directions_that_the_retained_rows_read() -> None:
+    """The row of the forgotten class is free, and so is what all rows share."""
+    layer = nn.Linear(5, 4)
+    with torch.no_grad():
+        layer.weight.copy_(torch.eye(4, 5) + torch.tensor([0.0, 0, 0, 0, 9]))
+    gone = torch.arange(4) == 3
+    features = torch.randn(20, 5)
+    read = ClassRow(layer, "", gone, features, layer(features).detach()).read_directions()
+    assert read is not None
+    assert read.shape == (2, 5)
+    assert torch.allclose(read @ read.T, torch.eye(2), atol=1e-5)
+    free = torch.tensor([[0.0, 0, 0, 1, 0], [0, 0, 0, 0, 1], [1, 1, 1, 0, 0]])
+    assert (read @ free.T).abs().max() < 1e-5
+
+
+def test_a_single_retained_row_reads_nothing_and_keeps_nothing_apart() -> None:
+    layer, features = nn.Linear(5, 2), torch.randn(20, 5)
+    gone = torch.tensor([True, False])
+    read = ClassRow(layer, "", gone, features, layer(features).detach()).read_directions()
+    assert read is not None
+    assert read.shape == (0, 5)
+    assert discriminant(features[:9] @ read.T, features[9:] @ read.T)[1] == 0
